@@ -1,0 +1,108 @@
+"""The nouns of the project, frozen: what flows from a problem to an advantage.
+
+``Problem -> Trajectory (turns, token ids) -> turn rewards -> advantages``. A reward is never stored in a
+trajectory, so that it can never be overwritten by an advantage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class StopReason(StrEnum):
+    """Why a rollout ended."""
+
+    ANSWER = "answer"  #: the last turn holds a final answer
+    NO_ANSWER = "no_answer"  #: the last turn holds neither a tool call nor an answer
+    MAX_TURNS = "max_turns"  #: every allowed turn made a call, none answered
+    MAX_TOKENS = "max_tokens"  #: a turn used up its tokens before it was complete (truncated)
+    CONTEXT = "context"  #: the next token or tool result does not fit the model's context (truncated)
+
+    @property
+    def truncated(self) -> bool:
+        """True where the rollout was cut off rather than ended by the policy."""
+        return self in (StopReason.MAX_TOKENS, StopReason.CONTEXT)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One question with its gold answer.
+
+    >>> Problem(id="1", question="What is 6 * 7?", answer="42").answer
+    '42'
+    """
+
+    id: str
+    question: str
+    answer: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ExecutionResult:
+    """What came back from running one piece of model-written code. Failures are data, never exceptions."""
+
+    ok: bool  #: ran to its end inside all limits, without an exception
+    stdout: str = ""
+    stderr: str = ""
+    error: str = (
+        ""  #: what the model is told when not ok: last lines of the traceback, or which limit was hit
+    )
+    timed_out: bool = False  #: the CPU or the wall limit was hit
+    truncated: bool = False  #: stdout or stderr was cut at the output limit
+    cpu_seconds: float = 0.0
+    wall_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One policy turn: its text, the tool call in it (if any) and what the tool returned."""
+
+    text: str  #: decoded policy tokens, for reading only; training uses the ids
+    code: str | None = None  #: code of the tool call; None when the turn makes no call
+    malformed: bool = False  #: a call was begun but cannot be read
+    result: ExecutionResult | None = None  #: None when nothing was run
+
+    @property
+    def calls_tool(self) -> bool:
+        """True if the turn makes a tool call, readable or not."""
+        return self.code is not None or self.malformed
+
+    @property
+    def invalid_call(self) -> bool:
+        """True if the turn makes a call that cannot be read, or whose code did not run to its end.
+
+        >>> Turn("...", code="1/0", result=ExecutionResult(ok=False, error="ZeroDivisionError")).invalid_call
+        True
+        >>> Turn("The answer is 4.").invalid_call
+        False
+        """
+        return self.malformed or (self.result is not None and not self.result.ok)
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One rollout as one growing list of token ids (T tokens, N turns); nothing is ever encoded twice.
+
+    ``loss_mask[t]`` is 1 where the policy sampled token t, 0 for the prompt and for tool output.
+    ``turn_index[t]`` is the turn that token t belongs to (tool output belongs to the turn that asked for
+    it), -1 for the prompt. ``logprobs[t]`` is the sampler's log-probability of a policy token, else 0.
+    """
+
+    problem: Problem
+    token_ids: tuple[int, ...]  # (T,)
+    prompt_length: int
+    loss_mask: tuple[int, ...]  # (T,)
+    turn_index: tuple[int, ...]  # (T,)
+    logprobs: tuple[float, ...]  # (T,)
+    turns: tuple[Turn, ...]  # (N,)
+    stop: StopReason
+    answer: str | None = None  #: the final answer as the policy wrote it
+
+    @property
+    def code(self) -> str:
+        """The code of all turns, concatenated: c_i of the paper's reward shaping."""
+        return "\n".join(turn.code for turn in self.turns if turn.code is not None)
