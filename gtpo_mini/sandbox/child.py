@@ -1,0 +1,239 @@
+"""One confined child seen from the trainer: give it a turn, watch the limits, stop it in between.
+
+Only facts are believed: what came out of its pipes, the kernel's clocks, the wait status. Its word on whether
+a snippet ended well must carry a nonce that it got with the turn, so that stray bytes cannot pass for it.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import os
+import select
+import signal
+import time
+from typing import Protocol
+
+from gtpo_mini.sandbox.harness import FRAME, HEADER, MAX_ERROR
+from gtpo_mini.sandbox.limits import Limits
+from gtpo_mini.types import ExecutionResult
+
+FLOOD = 16  #: a snippet that writes this many times its output limit is stopped
+MAX_CODE = 1 << 20  #: bytes of one snippet
+TICK = 0.010  #: seconds between two looks at output and limits
+
+
+class Keeper(Protocol):
+    """What a child needs from the fork server, the only process that may wait for it."""
+
+    def release(self, pid: int) -> None: ...
+
+    def wait(self, pid: int) -> int: ...
+
+
+class _Killed(Exception):
+    """The turn is over and the child with it."""
+
+    def __init__(self, text: str, timed_out: bool = False) -> None:
+        super().__init__(text)
+        self.timed_out = timed_out
+
+
+class _Stream:
+    """What was kept of one output pipe."""
+
+    def __init__(self, fd: int, keep: int) -> None:
+        self.fd, self.keep, self.seen, self.data, self.open = fd, keep, 0, bytearray(), True
+
+    def drain(self) -> None:
+        """Take what is there now, but never more than the flood limit: a writer may not pause."""
+        while self.open and self.seen <= FLOOD * self.keep:
+            try:
+                part = os.read(self.fd, 1 << 16)
+            except BlockingIOError:
+                return
+            self.open = bool(part)
+            self.seen += len(part)
+            self.data += part[: max(0, self.keep - len(self.data))]
+
+    def text(self) -> str:
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        return decoder.decode(bytes(self.data), final=self.seen <= self.keep)
+
+
+class Child:
+    """Owner of one child and of its descriptors.
+
+    Args:
+        pid: its process id, ours until :meth:`close` because the server reaps it only then.
+        fds: trainer's ends of standard output, standard error and the control socket.
+        keeper: the way to the fork server.
+    """
+
+    def __init__(self, pid: int, fds: list[int], keeper: Keeper) -> None:
+        self.pid, self._keeper, self._fds = pid, keeper, fds
+        self._out, self._err, self._control = fds
+        self.usable = True  #: False once it was killed or may not be what it was
+        self._stopped = False
+        self._clock = (~pid << 3) | 2  # the kernel's name for the CPU clock of process `pid`
+        self._pidfd = -1  # a pid could be given to another process if the server died; a pidfd cannot
+        with contextlib.suppress(AttributeError, OSError):
+            self._pidfd = os.pidfd_open(pid)
+            fds.append(self._pidfd)
+        for fd in fds[:3]:
+            os.set_blocking(fd, False)
+
+    def ready(self, seconds: float = 60.0) -> str:
+        """Wait for the word that the confinement is up; the empty string, or what failed."""
+        poll = select.poll()
+        poll.register(self._control, select.POLLIN)
+        if not poll.poll(seconds * 1000):
+            return f"no answer in {seconds:g} s"
+        word = _read(self._control, 4000)
+        if word == b"R":
+            return ""
+        return word.decode("utf-8", "replace") or "it died while it was being confined"
+
+    def turn(self, code: str, number: int, limits: Limits) -> ExecutionResult:
+        """Run one snippet; ``number`` names it in tracebacks (0: one shot)."""
+        raw = code.encode("utf-8", "surrogatepass")
+        if len(raw) > MAX_CODE:
+            return ExecutionResult(ok=False, error="ValueError: the snippet is longer than 1 MiB")
+        out, err = (_Stream(fd, limits.output_kib * 1024) for fd in (self._out, self._err))
+        start, cpu_start, timed_out = time.monotonic(), self._cpu(), False
+        try:
+            self._go()
+            error = self._converse(raw, number, limits, (out, err), cpu_start)
+        except _Killed as why:
+            self.usable, error, timed_out = False, str(why), why.timed_out
+        except BaseException:  # the trainer was interrupted, and nobody knows where the child is
+            self.usable = False
+            raise
+        finally:
+            self._stop()
+        for stream in (out, err):
+            stream.drain()
+        self.usable = self.usable and out.open and err.open
+        return ExecutionResult(
+            ok=not error,
+            stdout=out.text(),
+            stderr=err.text(),
+            error=error,
+            timed_out=timed_out,
+            truncated=any(stream.seen > stream.keep for stream in (out, err)),
+            cpu_seconds=max(0.0, self._cpu() - cpu_start),
+            wall_seconds=time.monotonic() - start,
+        )
+
+    def _converse(self, raw: bytes, number: int, limits: Limits, streams, cpu_start: float) -> str:
+        """Send the turn, wait for its frame, and return the error text in it (empty: none)."""
+        nonce, reply = os.urandom(16), b""
+        message = HEADER.pack(nonce, number, len(raw)) + raw
+        poll = select.poll()
+        start, waited = time.monotonic(), self._waited()
+        while True:
+            poll.register(self._control, select.POLLIN | (select.POLLOUT if message else 0))
+            events = poll.poll(TICK * 1000)
+            if events and events[0][1] & select.POLLOUT and message:
+                message = message[_write(self._control, message) :]
+            if events and events[0][1] & ~select.POLLOUT:
+                part = _read(self._control, FRAME.size + 4 * MAX_ERROR + 1 - len(reply))
+                if not part:
+                    raise _Killed(_how_it_died(self._keeper.wait(self.pid)))
+                reply += part
+                error = _parse(reply, nonce)
+                if error is not None:
+                    return error
+            for stream in streams:
+                stream.drain()
+                if stream.seen > FLOOD * stream.keep:
+                    raise _Killed(f"OutputLimit: stopped after more than {FLOOD * limits.output_kib} KiB")
+            if self._cpu() - cpu_start >= limits.cpu_seconds:
+                raise _Killed(f"TimeoutError: stopped after {limits.cpu_seconds:g} s of CPU time", True)
+            elapsed = time.monotonic() - start
+            if elapsed >= limits.wall_seconds and elapsed - (self._waited() - waited) >= limits.wall_seconds:
+                raise _Killed(f"TimeoutError: stopped after {limits.wall_seconds:g} s", True)
+
+    def _cpu(self) -> float:
+        """CPU seconds of all its threads so far."""
+        try:
+            return time.clock_gettime(self._clock)
+        except OSError:  # it is gone
+            return 0.0
+
+    def _waited(self) -> float:
+        """Seconds that its main thread was ready to run and got no core: the machine's doing, not the snippet's."""
+        try:
+            with open(f"/proc/{self.pid}/schedstat", "rb") as file:
+                return int(file.read().split()[1]) / 1e9
+        except (OSError, IndexError, ValueError):
+            return 0.0
+
+    def _go(self) -> None:
+        if self._stopped:
+            self._signal(signal.SIGCONT)
+            self._stopped = False
+
+    def _stop(self) -> None:
+        """Between turns nothing of it runs, not even a thread that the snippet left behind."""
+        self._signal(signal.SIGSTOP if self.usable else signal.SIGKILL)
+        self._stopped = True
+
+    def _signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            if self._pidfd >= 0:
+                signal.pidfd_send_signal(self._pidfd, number)
+            else:
+                os.kill(self.pid, number)
+
+    def close(self) -> None:
+        """Kill it and give up what belongs to it. May be called again."""
+        fds, self._fds, self.usable = self._fds, [], False
+        if fds:
+            self._keeper.release(self.pid)
+            for fd in fds:
+                os.close(fd)
+
+
+def _read(fd: int, most: int) -> bytes:
+    try:
+        return os.read(fd, most)
+    except ConnectionResetError:  # it died with our bytes unread
+        return b""
+
+
+def _write(fd: int, data: bytes) -> int:
+    try:
+        return os.write(fd, data)
+    except BlockingIOError:
+        return 0
+    except BrokenPipeError:  # its end is closed: the next read says so
+        return len(data)
+
+
+def _parse(reply: bytes, nonce: bytes) -> str | None:
+    """The error text of a complete frame; None while it is incomplete. Anything else did not come from the harness."""
+    if len(reply) < FRAME.size and nonce.startswith(reply[:16]):
+        return None
+    if len(reply) >= FRAME.size:
+        echo, sign, size = FRAME.unpack_from(reply)
+        text = reply[FRAME.size :]
+        if echo == nonce and sign in b"+-" and size <= 4 * MAX_ERROR and len(text) <= size:
+            if len(text) < size:
+                return None
+            return "" if sign == b"+" else text.decode("utf-8", "replace")[-MAX_ERROR:] or "Error"
+    raise _Killed("RuntimeError: the snippet wrote to a channel that is not its own")
+
+
+def _how_it_died(status: int) -> str:
+    """A wait status in words that help a model to mend its code."""
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        name = signal.Signals(number).name if number in signal.valid_signals() else str(number)
+        hint = {
+            signal.SIGSEGV: " (endless recursion, or memory that is not there)",
+            signal.SIGABRT: " (a fatal error of the interpreter)",
+            signal.SIGKILL: " (out of CPU time or memory)",
+        }.get(number, "")
+        return f"RuntimeError: the process was ended by {name}{hint}"
+    return f"RuntimeError: the process left with status {os.waitstatus_to_exitcode(status)} before the end"

@@ -1,0 +1,178 @@
+"""``Sandbox``, its sessions, and ``run_code``: what the rest of the package uses."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+from gtpo_mini.sandbox.child import Child
+from gtpo_mini.sandbox.limits import Limits
+from gtpo_mini.sandbox.link import Link
+from gtpo_mini.types import ExecutionResult
+
+
+class Session:
+    """The turns of one rollout in one child: variables live from turn to turn, and no other session sees them.
+
+    A turn that is killed loses only itself: before the next one, the earlier turns run again in a fresh child.
+    Made by :meth:`Sandbox.session`; one session belongs to one thread at a time.
+    """
+
+    def __init__(self, link: Link, limits: Limits) -> None:
+        self._link, self._limits = link, limits
+        self._child: Child | None = link.spawn()
+        self._turns: list[tuple[int, str]] = []  # those that ended by themselves
+        self._number = 0
+
+    def run(self, code: str) -> ExecutionResult:
+        """Run one turn.
+
+        Args:
+            code: Python source; what it printed and how it ended come back, whatever it is.
+
+        Returns:
+            The turn's result. Output and resource use of earlier turns are not in it.
+
+        Raises:
+            ValueError: the session is closed.
+            SandboxUnavailable: the sandbox itself is broken.
+        """
+        if self._child is None:
+            raise ValueError("this session is closed")
+        self._number += 1
+        if not self._child.usable:
+            self._replay()
+        result = self._child.turn(code, self._number, self._limits)
+        if self._child.usable:
+            self._turns.append((self._number, code))
+        return result
+
+    def _replay(self) -> None:
+        self._child.close()
+        self._child = self._link.spawn()
+        for number, code in self._turns:
+            self._child.turn(code, number, self._limits)
+            if not self._child.usable:  # it does not end as it did before: start empty rather than half
+                self._turns.clear()
+                self._child.close()
+                self._child = self._link.spawn()
+                return
+
+    def close(self) -> None:
+        """Kill the child. May be called again."""
+        child, self._child = self._child, None
+        if child is not None:
+            child.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class Sandbox:
+    """Runs model-written Python in confined children of a warm fork server.
+
+    Args:
+        limits: what each snippet or turn may use.
+        workers: snippets that :meth:`map` runs at a time, and children kept ready; at least 1.
+        confinement: ``"full"``, or ``"unconfined"`` for no protection at all, with a warning.
+        preload: modules imported ahead where they are installed.
+
+    Raises:
+        SandboxUnavailable: this machine cannot give a protection that is promised.
+        ValueError: an argument is out of range.
+
+    >>> with Sandbox(workers=1) as sandbox:
+    ...     sandbox.run("print(6 * 7)").stdout
+    '42\\n'
+    """
+
+    def __init__(
+        self,
+        limits: Limits = Limits(),
+        workers: int = 2,
+        confinement: str = "full",
+        preload: Iterable[str] = ("numpy", "sympy"),
+    ) -> None:
+        if not isinstance(workers, int) or workers < 1:
+            raise ValueError(f"Sandbox: workers is {workers!r}: give an integer, at least 1")
+        self.limits, self.workers = limits, workers
+        self._link = Link(limits, workers, confinement, tuple(preload))
+        self.protection = self._link.hello
+
+    def run(self, code: str) -> ExecutionResult:
+        """Run one snippet in a child of its own.
+
+        Args:
+            code: Python source.
+
+        Returns:
+            What it printed and how it ended; never raises for what the snippet is or does.
+
+        Raises:
+            SandboxUnavailable: the sandbox itself is broken.
+        """
+        child = self._link.spawn()
+        try:
+            return child.turn(code, 0, self.limits)
+        finally:
+            child.close()
+
+    def map(self, codes: Iterable[str]) -> list[ExecutionResult]:
+        """Run many snippets, ``workers`` at a time; results in the order of ``codes``."""
+        with ThreadPoolExecutor(self.workers) as pool:
+            return list(pool.map(self.run, codes))
+
+    def session(self) -> Session:
+        """A child that keeps its variables from turn to turn; use it as a context manager, or close it."""
+        return Session(self._link, self.limits)
+
+    def close(self) -> None:
+        """End the server and every child. May be called again."""
+        self._link.close()
+
+    def __enter__(self) -> Sandbox:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+_shared: dict[Limits, Sandbox] = {}
+_shared_lock = threading.Lock()
+
+
+def run_code(code: str, limits: Limits = Limits()) -> ExecutionResult:
+    """Run one snippet in a sandbox that is started at the first call and shared by later ones.
+
+    Args:
+        code: Python source.
+        limits: what it may use.
+
+    Returns:
+        What it printed and how it ended; never raises for what the snippet is or does.
+
+    Raises:
+        SandboxUnavailable: this machine cannot give a protection that is promised.
+
+    >>> run_code("print(sum(range(10)))").stdout
+    '45\\n'
+    >>> run_code("1 / 0").error.splitlines()[-1]
+    'ZeroDivisionError: division by zero'
+    """
+    with _shared_lock:
+        sandbox = _shared.get(limits)
+        if sandbox is None or sandbox._link.owner != os.getpid():
+            sandbox = _shared[limits] = Sandbox(limits)
+    return sandbox.run(code)
+
+
+@atexit.register
+def _close_shared() -> None:
+    for sandbox in _shared.values():
+        sandbox.close()

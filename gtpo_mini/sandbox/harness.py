@@ -1,0 +1,126 @@
+"""Inside the child, after confinement: take a snippet, run it, send back how it ended.
+
+Nothing here is trusted by the trainer. A snippet shares this process and can do to it what it likes; the
+trainer believes only what it measures itself (output, resource use, wait status). See ``child.py``.
+"""
+
+from __future__ import annotations
+
+import io
+import linecache
+import os
+import struct
+import sys
+import threading
+import traceback
+import types
+
+HEADER = struct.Struct("!16sII")  # nonce, number of the turn (0: one shot), bytes of code
+FRAME = struct.Struct("!16scI")  # the same nonce, b"+" or b"-", bytes of error text
+CONTROL = 3  #: descriptor of the socket to the trainer, in the child
+MAX_ERROR = 4000  #: characters of error text
+MAX_EXCEPTION = 1500  #: characters of the exception's own lines, of these
+
+
+def serve(roots: list[str], read=os.read, write=os.write, leave=os._exit) -> None:
+    """Run turns until the trainer closes its end. Bound as defaults: a snippet that replaces ``os.read`` harms only itself."""
+
+    def take(n: int) -> bytes:
+        data = b""
+        while len(data) < n:
+            part = read(CONTROL, min(n - len(data), 1 << 16))
+            if not part:
+                leave(0)
+            data += part
+        return data
+
+    module = types.ModuleType("__main__")
+    module.__dict__["__builtins__"] = __builtins__
+    sys.modules["__main__"] = module
+    while True:
+        nonce, number, size = HEADER.unpack(take(HEADER.size))
+        error = _turn(take(size), f"<turn {number}>" if number else "<snippet>", module.__dict__, roots)
+        text = error.encode("utf-8", "backslashreplace")
+        frame = FRAME.pack(nonce, b"-" if text else b"+", len(text)) + text
+        while frame:
+            frame = frame[write(CONTROL, frame) :]
+
+
+def _turn(raw: bytes, name: str, namespace: dict, roots: list[str]) -> str:
+    """Run one snippet in ``namespace``; the empty string, or what the model is told."""
+    _open_streams()
+    try:
+        source = raw.decode("utf-8", "surrogatepass")
+        linecache.cache[name] = (len(source), None, source.splitlines(True), name)
+        exec(compile(source, name, "exec", dont_inherit=True), namespace)
+        _join_threads()
+        return ""
+    except SystemExit as stop:
+        if stop.code is None or stop.code == 0:
+            return ""
+        return f"SystemExit: {str(stop.code)[:MAX_EXCEPTION]}"
+    except BaseException as problem:
+        return error_text(problem, roots)
+    finally:
+        for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+            try:
+                stream.flush()
+            except BaseException:
+                pass
+
+
+def _open_streams() -> None:
+    """Text streams over descriptors 1 and 2, anew each turn: the last turn may have closed or replaced them.
+
+    Lines go out as they are written, so that a snippet that is killed leaves what it printed.
+    """
+    for fd, name in ((1, "stdout"), (2, "stderr")):
+        raw = io.FileIO(fd, "w", closefd=False)
+        text = io.TextIOWrapper(io.BufferedWriter(raw), "utf-8", "backslashreplace", line_buffering=True)
+        setattr(sys, name, text)
+        setattr(sys, f"__{name}__", text)
+
+
+def _join_threads() -> None:
+    """As at the end of a script, wait for threads that are not daemons: their output belongs to this turn."""
+    if threading.active_count() > 1:
+        for thread in threading.enumerate():
+            if thread is not threading.main_thread() and not thread.daemon:
+                thread.join()
+
+
+def error_text(problem: BaseException, roots: list[str]) -> str:
+    """The end of the traceback: the snippet's own lines, no host paths, the exception last.
+
+    Args:
+        problem: what the snippet raised.
+        roots: folders of the interpreter, cut from every path.
+
+    Returns:
+        At most 4,000 characters that end in the exception line.
+    """
+    try:
+        summary = traceback.TracebackException.from_exception(problem, limit=-30)
+        _clean(summary, roots)
+        last = "".join(summary.format_exception_only()).rstrip()
+        whole = "".join(summary.format()).rstrip()
+    except BaseException:  # a __str__ that misbehaves, or no memory left
+        return type(problem).__name__
+    for root in roots:
+        last, whole = last.replace(root + "/", ""), whole.replace(root + "/", "")
+    if len(last) > MAX_EXCEPTION:
+        last = last[: MAX_EXCEPTION - 4] + " ..."
+        return last
+    if len(whole) <= MAX_ERROR:
+        return whole
+    kept = whole[-(MAX_ERROR - 4) :]
+    return "...\n" + kept[kept.index("\n") + 1 :]
+
+
+def _clean(summary: traceback.TracebackException | None, roots: list[str]) -> None:
+    """Drop the harness's frames, here and in the exceptions that led to this one."""
+    if summary is None:
+        return
+    summary.stack[:] = [frame for frame in summary.stack if frame.filename != __file__]
+    for other in (summary.__cause__, summary.__context__, *(summary.exceptions or ())):
+        _clean(other, roots)

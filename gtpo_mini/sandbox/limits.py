@@ -1,0 +1,52 @@
+"""What a snippet may use, and the one error that the sandbox itself raises."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+
+class SandboxUnavailable(RuntimeError):
+    """The sandbox cannot give a protection that it promises here; the message says what is missing and the mend.
+
+    It is raised at start or when the sandbox itself breaks, never for what a snippet does: a broken set-up
+    must stop the run, not be scored as a wrong answer.
+    """
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one snippet, or one turn of a session, may use.
+
+    Args:
+        cpu_seconds: CPU time of all threads together, in seconds, above 0. Waiting for a core is not counted.
+        wall_seconds: elapsed time less the time spent waiting for a core, in seconds, above 0.
+        memory_mib: address space on top of the warmed interpreter, in MiB, at least 16. It holds for a child's
+            whole life: all turns of a session share it.
+        output_kib: kept of standard output and as much of standard error, in KiB, at least 1; the rest is cut,
+            and a snippet that writes 16 times as much is stopped.
+
+    Raises:
+        ValueError: a limit is not a finite number in its range.
+
+    >>> Limits(cpu_seconds=1).memory_mib
+    512
+    >>> Limits(output_kib=0)
+    Traceback (most recent call last):
+    ...
+    ValueError: Limits.output_kib is 0: give a finite number, at least 1
+    """
+
+    cpu_seconds: float = 5.0
+    wall_seconds: float = 15.0
+    memory_mib: int = 512
+    output_kib: int = 64
+
+    def __post_init__(self) -> None:
+        least = {"cpu_seconds": 0.01, "wall_seconds": 0.01, "memory_mib": 16, "output_kib": 1}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if not (isinstance(value, int | float) and math.isfinite(value) and value >= least[item.name]):
+                raise ValueError(
+                    f"Limits.{item.name} is {value!r}: give a finite number, at least {least[item.name]}"
+                )

@@ -1,0 +1,153 @@
+"""The fork server: a process of one thread that has numpy and sympy ready and forks a child on request.
+
+It runs as ``sandbox_child.server`` in an interpreter that the trainer executed. Only it waits for children,
+and only when told to, so that a pid stays with its child for as long as the trainer may use it. When its
+socket ends, or the trainer's process does, it kills every child and leaves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+import traceback
+
+from . import confine, harness, warm
+
+REQUEST = struct.Struct("!cIi")
+REPLY = struct.Struct("!Ii")
+
+
+class Server:
+    """Children by pid: those that the trainer has, those forked ahead, those told to die."""
+
+    def __init__(self, link: socket.socket, config: dict) -> None:
+        self.link, self.config = link, config
+        self.pid = os.getpid()
+        self.children: set[int] = set()
+        self.spares: list[tuple[int, list[int]]] = []
+        self.dying: list[int] = []
+        self.cage = confine.Cage(config)
+        self.roots = config["roots"]
+
+    def fork(self) -> tuple[int, list[int]]:
+        """Fork one child; return its pid and the trainer's ends of its pipes."""
+        out, out_child = os.pipe()
+        err, err_child = os.pipe()
+        control, control_child = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        pid = os.fork()
+        if pid == 0:
+            self.child(out_child, err_child, control_child.detach())
+        os.close(out_child)
+        os.close(err_child)
+        control_child.close()
+        self.children.add(pid)
+        return pid, [out, err, control.detach()]
+
+    def child(self, out: int, err: int, control: int) -> None:
+        """Never returns. The ready byte comes after the last layer: no snippet runs in a half-made cage."""
+        try:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            os.dup2(out, 1)
+            os.dup2(err, 2)
+            os.dup2(control, harness.CONTROL)
+            self.cage.enter(harness.CONTROL + 1, self.pid)
+            os.write(harness.CONTROL, b"R")
+        except BaseException as problem:
+            os.write(harness.CONTROL, f"{type(problem).__name__}: {problem}".encode())
+            os._exit(1)
+        try:
+            harness.serve(self.roots)
+        finally:
+            os._exit(1)
+
+    def answer(self, verb: bytes, number: int, pid: int) -> None:
+        """Carry out one request. A pid that is not our child's is ignored."""
+        if verb == b"S":
+            pid, fds = self.spares.pop() if self.spares else self.fork()
+            socket.send_fds(self.link, [REPLY.pack(number, pid)], fds)
+            for fd in fds:
+                os.close(fd)
+        elif pid in self.children:
+            os.kill(pid, signal.SIGKILL)
+            if verb == b"W":  # the trainer will still send its K
+                os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+                info = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+                died = info.si_status << 8 if info.si_code == os.CLD_EXITED else info.si_status
+                self.link.sendall(REPLY.pack(number, died))
+            else:
+                self.children.discard(pid)
+                self.dying.append(pid)
+        elif verb == b"W":
+            self.link.sendall(REPLY.pack(number, signal.SIGKILL))
+
+    def loop(self) -> None:
+        poll = select.poll()
+        poll.register(self.link, select.POLLIN)
+        with contextlib.suppress(
+            AttributeError, OSError
+        ):  # a forked copy of the trainer may hold our socket open
+            poll.register(os.pidfd_open(self.config["trainer"]), select.POLLIN)
+        while True:
+            short = len(self.spares) < self.config["spares"]
+            events = poll.poll(0 if short else 20 if self.dying else None)
+            if any(fd != self.link.fileno() for fd, _ in events):
+                return
+            if events:
+                data = self.link.recv(REQUEST.size, socket.MSG_WAITALL)
+                if len(data) < REQUEST.size:
+                    return
+                self.answer(*REQUEST.unpack(data))
+            elif short:
+                self.spares.append(self.fork())
+            self.dying = [pid for pid in self.dying if os.waitpid(pid, os.WNOHANG)[0] == 0]
+
+    def end(self) -> None:
+        for pid in self.children:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        for pid in [*self.children, *self.dying]:
+            with contextlib.suppress(OSError):
+                os.waitpid(pid, 0)
+
+
+def main(fd: int) -> None:
+    """Read the configuration, get warm, say hello, serve."""
+    link = socket.socket(fileno=fd)
+    os.set_inheritable(fd, False)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    data = b""
+    while not data.endswith(b"\n"):
+        part = link.recv(1)
+        if not part:
+            return
+        data += part
+    server = None
+    try:
+        config = json.loads(data)
+        os.environ.clear()
+        os.environ.update(confine.ENVIRONMENT)
+        time.tzset()
+        warm.warm(config)
+        server = Server(link, config)
+        hello = server.cage.hello()
+        gc.collect()
+        gc.freeze()  # a collection in a child would touch, and so copy, every page
+    except BaseException:
+        hello = {"error": "the fork server failed at its start:\n" + traceback.format_exc(limit=-4)}
+    link.sendall(json.dumps(hello).encode() + b"\n")
+    if server is not None and "error" not in hello:
+        try:
+            server.loop()
+        except OSError:
+            pass
+        finally:
+            server.end()
+    sys.exit(0)
