@@ -133,11 +133,12 @@ def cold_start(
     torch.set_num_threads(1)
     rng, protocol = random.Random(seed), load_protocol()
     problems = draw_problems(traces, "train", seed=1_000_003 + seed)
-    frames = ["user", "assistant", "```python\nprint()\n```", "```output\n```", "\\boxed{}"]
-    samples = [p.question for p in problems[:2000]] + 500 * frames
-    tokenizer = train_tokenizer(samples)
-    policy = Policy(tiny_model(tokenizer, seed), tokenizer, "tiny")
     with Sandbox() as sandbox:
+        codes = ("print(5)", "print(5", "print(5+/3)")
+        seen = [text for code in codes for text in (f"```python\n{code}\n```", protocol.tool_text(sandbox.run(code)))]
+        frames = 500 * ["user", "assistant", "\\boxed{}", *seen]
+        tokenizer = train_tokenizer([problem.question for problem in problems[:2000]] + frames)
+        policy = Policy(tiny_model(tokenizer, seed), tokenizer, "tiny")
         bar = tqdm(problems, desc="traces")
         trajectories = [make_trace(problem, policy, protocol, sandbox, rng, noise) for problem in bar]
     optimizer = torch.optim.AdamW(policy.model.parameters(), lr=learning_rate, weight_decay=0.01)
