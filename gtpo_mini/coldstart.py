@@ -120,7 +120,7 @@ def make_trace(
 
 def cold_start(
     folder: Path = TINY_FOLDER, traces: int = 12000, steps: int = 3000, batch: int = 32, seed: int = 0,
-    learning_rate: float = 3e-3, noise: TraceNoise = TraceNoise(),  # noqa: B008
+    learning_rate: float = 3e-3, noise: TraceNoise = TraceNoise(),
 ) -> Policy:  # fmt: skip
     """Make the tiny policy: tokenizer, traces, supervised training on policy tokens; saved to ``folder``.
 
