@@ -75,3 +75,57 @@ def finite_numbers(field: str, values: Iterable[Any], at_least: int = 1) -> list
     if len(entries) < at_least:
         raise ValueError(f"{field} must hold at least {at_least} number(s), got {len(entries)}")
     return [finite_number(f"{field}[{index}]", entry) for index, entry in enumerate(entries)]
+
+
+def whole_number(field: str, value: Any, low: int, high: int | None = None) -> int:
+    """Return ``value`` as an int, or raise if it is no whole number in [low, high].
+
+    Args:
+        field: what the caller calls it, for the message.
+        value: anything that should be one whole number; 3.0 is fine.
+        low: smallest allowed value.
+        high: largest allowed value; None: no limit.
+
+    Returns:
+        The number.
+
+    Raises:
+        ValueError: not a whole number, or out of range.
+
+    Source: [D].
+
+    >>> whole_number("k", 2.5, low=1)
+    Traceback (most recent call last):
+        ...
+    ValueError: k must be a whole number, got 2.5
+    """
+    number = finite_number(field, value, low, math.inf if high is None else high)
+    if number != int(number):
+        raise ValueError(f"{field} must be a whole number, got {value!r}")
+    return int(number)
+
+
+def open_fraction(field: str, value: Any) -> float:
+    """Return ``value`` as a float, or raise if it does not lie strictly between 0 and 1.
+
+    Args:
+        field: what the caller calls it, for the message.
+        value: a share or a probability, for instance a confidence.
+
+    Returns:
+        The number.
+
+    Raises:
+        ValueError: NaN, 0, 1, or beyond.
+
+    Source: [D].
+
+    >>> open_fraction("confidence", 95)
+    Traceback (most recent call last):
+        ...
+    ValueError: confidence must lie between 0 and 1 (95 % is 0.95), got 95
+    """
+    number = finite_number(field, value)
+    if not 0.0 < number < 1.0:
+        raise ValueError(f"{field} must lie between 0 and 1 (95 % is 0.95), got {value!r}")
+    return number

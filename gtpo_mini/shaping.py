@@ -209,7 +209,8 @@ def _load_embedding_similarity() -> Similarity:
 
     @lru_cache(maxsize=_CACHED_CODES)
     def embed(code: str) -> tuple[float, ...]:
-        return tuple(model.encode(code, normalize_embeddings=True, show_progress_bar=False).tolist())
+        text = code.encode("utf-8", "replace").decode()  # a lone surrogate is data, not a crash
+        return tuple(model.encode(text, normalize_embeddings=True, show_progress_bar=False).tolist())
 
     def similarity(code: str, other: str) -> float:
         if not code.strip() or not other.strip():
