@@ -119,7 +119,7 @@ def make_trace(
 
 
 def cold_start(
-    folder: Path = TINY_FOLDER, traces: int = 12000, steps: int = 3000, batch: int = 32, seed: int = 0,
+    folder: Path = TINY_FOLDER, traces: int = 20000, steps: int = 1500, batch: int = 32, seed: int = 0,
     learning_rate: float = 3e-3, noise: TraceNoise = TraceNoise(),
 ) -> Policy:  # fmt: skip
     """Make the tiny policy: tokenizer, traces, supervised training on policy tokens; saved to ``folder``.
@@ -141,6 +141,9 @@ def cold_start(
         policy = Policy(tiny_model(tokenizer, seed), tokenizer, "tiny")
         bar = tqdm(problems, desc="traces")
         trajectories = [make_trace(problem, policy, protocol, sandbox, rng, noise) for problem in bar]
+    # Traces of one length go together, or half of a batch would be padding.
+    trajectories.sort(key=lambda trajectory: len(trajectory.token_ids))
+    batches = [trajectories[i : i + batch] for i in range(0, len(trajectories) - batch + 1, batch)]
     optimizer = torch.optim.AdamW(policy.model.parameters(), lr=learning_rate, weight_decay=0.01)
     policy.model.train()
     bar = tqdm(range(steps), desc="cold start")
@@ -148,7 +151,7 @@ def cold_start(
         share = min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / steps))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * share
-        loss = -token_logprobs(policy, rng.sample(trajectories, batch)).mean()
+        loss = -token_logprobs(policy, rng.choice(batches)).mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)

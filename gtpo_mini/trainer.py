@@ -71,7 +71,7 @@ class Trainer:
         output: folder for ``metrics.jsonl`` (a header, one line a step, a footer); None writes nothing.
         protocol: how turns are written; None takes fenced code.
         sandbox: where code runs; None starts one for the time of `train`.
-        progress: called after each step with its metrics.
+        header: more facts for the run's header (its arm, say).
 
     Raises:
         ValueError: the output folder already holds a run.
@@ -85,10 +85,10 @@ class Trainer:
         output: str | Path | None = None,
         protocol: ToolProtocol | None = None,
         sandbox: Sandbox | None = None,
-        progress: Callable[[dict[str, float]], None] | None = None,
+        header: dict | None = None,
     ) -> None:
         self.policy, self.task, self.config = policy, task, config or TrainConfig()
-        self.protocol, self.sandbox, self.progress = protocol or load_protocol(), sandbox, progress
+        self.protocol, self.sandbox, self.header = protocol or load_protocol(), sandbox, header or {}
         self.path = Path(output) / "metrics.jsonl" if output is not None else None
         if self.path is not None and self.path.exists():
             raise ValueError(f"output={str(output)!r}: holds a run already (metrics.jsonl); choose another folder")
@@ -107,7 +107,7 @@ class Trainer:
             footer: called at the end; what it returns closes ``metrics.jsonl`` (an evaluation, say).
         """
         config, device = self.config, str(self.policy.device)
-        self._write("header", run_header(config, self.policy.name, self.task.name, device))
+        self._write("header", {**self.header, **run_header(config, self.policy.name, self.task.name, device)})
         with ExitStack() as stack:
             sandbox = self.sandbox or stack.enter_context(Sandbox())
             engine = RolloutEngine(self.policy, self.protocol, sandbox, config.sampling())
@@ -147,8 +147,6 @@ class Trainer:
         self._warn_if_nothing_is_taught(metrics, rollouts)
         self.history.append(metrics)
         self._write("step", metrics)
-        if self.progress:
-            self.progress(metrics)
         return metrics
 
     def _problems(self, step: int) -> list[Problem]:

@@ -102,5 +102,8 @@ class Trajectory:
 
     @property
     def code(self) -> str:
-        """The code of all turns, concatenated: c_i of the paper's reward shaping."""
-        return "\n".join(turn.code for turn in self.turns if turn.code is not None)
+        """The code of all turns that ran to their end, concatenated: c_i of the reward shaping.
+
+        Code that did not run is left out, because a syntax error looks just like its correct twin.
+        """
+        return "\n".join(turn.code for turn in self.turns if turn.result is not None and turn.result.ok and turn.code)
