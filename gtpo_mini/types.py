@@ -51,8 +51,8 @@ class ExecutionResult:
     error: str = ""  #: what the model is told when not ok: last lines of the traceback, or which limit was hit
     timed_out: bool = False  #: the CPU or the wall limit was hit
     truncated: bool = False  #: stdout or stderr was cut at the output limit
-    cpu_seconds: float = 0.0
-    wall_seconds: float = 0.0
+    cpu_seconds: float = field(default=0.0, compare=False)  # two runs of one code are equal but for their times
+    wall_seconds: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True)
