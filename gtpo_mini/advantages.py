@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 
-from gtpo_mini.checks import finite_number, finite_numbers
+from .checks import finite_number, finite_numbers
 
 NORMALIZE = ("group", "batch", "turn", "first")
 
@@ -104,9 +104,7 @@ def gtpo_advantages(
     return advantages
 
 
-def grpo_advantages(
-    rewards: Sequence[float], groups: Sequence[int] | None = None, eps: float = 1e-6
-) -> list[float]:
+def grpo_advantages(rewards: Sequence[float], groups: Sequence[int] | None = None, eps: float = 1e-6) -> list[float]:
     """Group-relative advantages, one a rollout: A_i = (r_i - mean_group r) / std_group r.
 
     Args:
@@ -180,7 +178,5 @@ def _rollouts(field: str, turn_rewards: Sequence[Sequence[float]]) -> list[Seque
 def _problems(groups: Sequence[int] | None, count: int) -> list[Hashable]:
     problems = [0] * count if groups is None else list(groups)
     if len(problems) != count:
-        raise ValueError(
-            f"groups must name one problem a rollout: expected {count} entries, got {len(problems)}"
-        )
+        raise ValueError(f"groups must name one problem a rollout: expected {count} entries, got {len(problems)}")
     return problems

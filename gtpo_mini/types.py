@@ -48,9 +48,7 @@ class ExecutionResult:
     ok: bool  #: ran to its end inside all limits, without an exception
     stdout: str = ""
     stderr: str = ""
-    error: str = (
-        ""  #: what the model is told when not ok: last lines of the traceback, or which limit was hit
-    )
+    error: str = ""  #: what the model is told when not ok: last lines of the traceback, or which limit was hit
     timed_out: bool = False  #: the CPU or the wall limit was hit
     truncated: bool = False  #: stdout or stderr was cut at the output limit
     cpu_seconds: float = 0.0

@@ -104,9 +104,7 @@ def test_order_and_names_of_rollouts_do_not_matter(normalize, batch, order):
     places = list(range(len(rewards)))
     order.shuffle(places)
     renamed = {0: 17, 1: -3, 2: 99}
-    moved = gtpo_advantages(
-        [rewards[i] for i in places], 0.9, normalize, [renamed[groups[i]] for i in places]
-    )
+    moved = gtpo_advantages([rewards[i] for i in places], 0.9, normalize, [renamed[groups[i]] for i in places])
     straight = gtpo_advantages(rewards, 0.9, normalize, groups)
     assert moved == [straight[i] for i in places]  # to the last bit
 
@@ -117,9 +115,7 @@ def test_order_and_names_of_rollouts_do_not_matter(normalize, batch, order):
 def test_a_positive_scale_of_all_rewards_changes_nothing(normalize, batch, scale):
     rewards, groups = batch
     scaled = [[scale * value for value in row] for row in rewards]
-    assert_close(
-        gtpo_advantages(scaled, 0.9, normalize, groups), gtpo_advantages(rewards, 0.9, normalize, groups)
-    )
+    assert_close(gtpo_advantages(scaled, 0.9, normalize, groups), gtpo_advantages(rewards, 0.9, normalize, groups))
 
 
 @relaxed
@@ -128,9 +124,7 @@ def test_a_shift_changes_nothing_where_returns_shift_alike(batch, shift):
     rewards, groups = batch
     shifted = [[value + shift for value in row] for row in rewards]
     for normalize in NORMALIZE:  # gamma 0: a return is the turn's own reward
-        assert_close(
-            gtpo_advantages(shifted, 0.0, normalize, groups), gtpo_advantages(rewards, 0.0, normalize, groups)
-        )
+        assert_close(gtpo_advantages(shifted, 0.0, normalize, groups), gtpo_advantages(rewards, 0.0, normalize, groups))
     firsts = [row[0] for row in rewards]
     moved = grpo_advantages([value + shift for value in firsts], groups)
     assert moved == pytest.approx(grpo_advantages(firsts, groups), abs=1e-7)
@@ -271,6 +265,4 @@ def test_a_long_batch_stays_fast_and_exact():
     generator = random.Random(0)
     rewards = [[generator.choice([-0.1, 0.0, 1.0]) for _ in range(6)] for _ in range(64)]
     groups = [i // 8 for i in range(64)]
-    assert_close(
-        gtpo_advantages(rewards, groups=groups), reference_advantages(rewards, 0.9, "group", groups), 1e-9
-    )
+    assert_close(gtpo_advantages(rewards, groups=groups), reference_advantages(rewards, 0.9, "group", groups), 1e-9)

@@ -41,9 +41,7 @@ turns_lists = st.lists(st.sampled_from([VALID, CRASH, MALFORMED, NO_CALL]), min_
 @relaxed
 @given(turns_lists, st.floats(0, 1), st.floats(0, 2))
 def test_turn_rewards_equal_the_reference(turns, outcome, penalty):
-    assert turn_rewards(trajectory(*turns), outcome, penalty) == reference_turn_rewards(
-        turns, outcome, penalty
-    )
+    assert turn_rewards(trajectory(*turns), outcome, penalty) == reference_turn_rewards(turns, outcome, penalty)
 
 
 @relaxed

