@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 
-from gtpo_mini.checks import finite_number, finite_numbers
+from .checks import finite_number, finite_numbers
 
 NORMALIZE = ("group", "batch", "turn", "first")
 

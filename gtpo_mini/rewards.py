@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from gtpo_mini.checks import finite_number
-from gtpo_mini.types import Trajectory
+from .checks import finite_number
+from .types import Trajectory
 
 
 def turn_rewards(trajectory: Trajectory, outcome: float, format_penalty: float = 0.1) -> list[float]:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
-from gtpo_mini.checks import finite_number
+from .checks import finite_number
 
 Similarity = Callable[[str, str], float]
 

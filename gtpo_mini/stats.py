@@ -15,7 +15,7 @@ import numpy as np
 from scipy import optimize
 from scipy import stats as distributions
 
-from gtpo_mini.checks import finite_number, finite_numbers, open_fraction, whole_number
+from .checks import finite_number, finite_numbers, open_fraction, whole_number
 
 # Of the difference of two 0/1 scores of a problem, when the arms disagree on a fifth of the problems.
 _PAIRED_PROBLEM_SD = math.sqrt(0.2)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gtpo_mini.advantages import NORMALIZE, grpo_advantages, gtpo_advantages, turn_returns
+from gtpo_mini.checks import finite_number
 
 relaxed = settings(deadline=None)  # a busy machine is no failure
 
@@ -207,7 +208,7 @@ def test_huge_and_tiny_rewards_keep_finite_advantages(size):
 
 
 def test_minus_zero_never_comes_back():
-    rows = [grpo_advantages([-0.0, 1.0, -1.0]), turn_returns([-0.0, -0.0], 1.0)]
+    rows = [grpo_advantages([-0.0, 1.0, -1.0]), turn_returns([-0.0, -0.0], 1.0), [finite_number("x", -0.0)]]
     assert all(math.copysign(1, x) == 1 for row in rows for x in row if x == 0)
 
 

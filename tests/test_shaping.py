@@ -70,13 +70,14 @@ def test_order_of_rollouts_does_not_matter(codes_and_correct, order):
 @given(group())
 def test_alpha_zero_is_no_shaping(codes_and_correct):
     codes, correct = codes_and_correct
-    assert shape_outcomes(codes, correct, lambda a, b: 1.0, alpha=0.0) == [float(c) for c in correct]
+    assert shape_outcomes(codes, correct, never, alpha=0.0) == [float(c) for c in correct]
+
+
+def never(a, b):
+    raise AssertionError("similarity asked although nothing is shaped")
 
 
 def test_with_no_correct_rollout_nothing_is_shaped_or_asked():
-    def never(a, b):
-        raise AssertionError("similarity asked without a correct rollout")
-
     assert shape_outcomes(["a", "b"], [False, False], never) == [0, 0]
     assert shape_outcomes(["a", "b"], [True, True], never) == [1, 1]
 
