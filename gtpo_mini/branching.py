@@ -22,6 +22,7 @@ _PHRASES = {
     "-": ("{k} are sold", "{k} get lost", "someone takes away {k}"),
     "*": ("the count becomes {k} times as large", "a machine makes it {k} times as many"),
 }
+_TESTS = {"even": ("even", "odd"), "large": ("over 500", "not over 500")}  # the words for yes and no
 _THINGS = ("apples", "bolts", "books", "cards", "coins", "lamps", "shells", "stamps", "tiles", "toys")
 _NAMES = ("Ana", "Ben", "Chen", "Dora", "Emil", "Fay", "Gus", "Hana", "Ivo", "Jun")
 
@@ -51,13 +52,16 @@ class Step:
         >>> Step("even", Operation("+", 5), Operation("*", 3)).choose(7)
         Operation(symbol='*', number=3)
         """
-        holds = {"": True, "even": count % 2 == 0, "large": count > 1000}[self.test]
-        return self.then if holds else self.otherwise
+        return self.then if self.test_holds(count) else self.otherwise
+
+    def test_holds(self, count: int) -> bool:
+        """Whether the test holds; without a test it does."""
+        return {"": True, "even": count % 2 == 0, "large": count > 500}[self.test]
 
 
 def _draw_operation(rng: random.Random) -> Operation:
     symbol = rng.choice("++--**")
-    low, high = {"+": (20, 299), "-": (11, 99), "*": (3, 15)}[symbol]
+    low, high = {"+": (11, 99), "-": (11, 49), "*": (3, 12)}[symbol]
     return Operation(symbol, rng.randint(low, high))
 
 
@@ -67,18 +71,17 @@ def _phrase(op: Operation, rng: random.Random) -> str:
 
 def draw_problem(rng: random.Random, steps: int = 3) -> Problem:
     """One problem; its ``metadata`` holds the start and the steps, which only the trace writer reads."""
-    start, plan, sentences = rng.randint(50, 299), [], []
+    start, plan, sentences = rng.randint(50, 199), [], []
     for index in range(steps):
         test = "" if index == 0 else "even" if index == 1 else rng.choice(("", "even", "large"))
         then, otherwise = _draw_operation(rng), _draw_operation(rng)
         plan.append(Step(test, then, otherwise))
         if not test:
-            sentences.append(f"Then {_phrase(then, rng)}.")
+            sentences.append(f"Step {index + 1}: {_phrase(then, rng)}.")
         else:
-            yes, no = ("even", "odd") if test == "even" else ("over 1000", "not over 1000")
-            sentences.append(
-                f"If the count is now {yes}, {_phrase(then, rng)}; if it is {no}, {_phrase(otherwise, rng)}."
-            )
+            yes, no = _TESTS[test]
+            branch = f"if the count is {yes}, {_phrase(then, rng)}; if it is {no}, {_phrase(otherwise, rng)}."
+            sentences.append(f"Step {index + 1}: {branch}")
     count = start
     for step in plan:
         count = step.choose(count).apply(count)
@@ -121,17 +124,20 @@ class TraceNoise:
     recover: float = 0.6  #: a bad call is followed by a right one
 
 
-def write_trace(problem: Problem, rng: random.Random, noise: TraceNoise) -> Iterator[str | None]:
-    """The code of each turn of an imperfect solution, then None; ``send`` what the tool printed after each.
+def write_trace(problem: Problem, rng: random.Random, noise: TraceNoise) -> Iterator[tuple[str, str] | None]:
+    """Thought and code of each turn of an imperfect solution, then None; ``send`` what the tool printed after each.
 
     The writer goes on from the number that the tool printed, so a wrong call carries on to the answer.
     """
     count = problem.metadata["start"]
-    for step in problem.metadata["steps"]:
+    for number, step in enumerate(problem.metadata["steps"], 1):
         op = step.choose(count)
+        thought = f"Step {number}"
+        if step.test:
+            thought += f", {_TESTS[step.test][0 if step.test_holds(count) else 1]}"
         while True:
             bad = rng.random() < noise.bad_call
-            printed = yield _bad_code(op, count, rng) if bad else f"print({count}{op.symbol}{op.number})"
+            printed = yield thought, _bad_code(op, count, rng) if bad else f"print({count}{op.symbol}{op.number})"
             if not bad or rng.random() >= noise.recover:
                 break
         try:

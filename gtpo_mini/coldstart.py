@@ -24,12 +24,12 @@ from .protocol import ToolProtocol, load_protocol
 from .sandbox import Sandbox
 from .types import Problem, StopReason, Trajectory, Turn
 
-# The instructions of the protocol never change here, so the template leaves the system message out: the
-# cold start teaches them, and the prompt stays a third as long.
+# The template keeps the last message only: the cold start taught the one protocol there is, so instructions and
+# examples would only make every prompt four times as long.
 _CHAT_TEMPLATE = (
-    "{% for message in messages %}{% if message['role'] != 'system' %}"
+    "{% for message in messages[-1:] %}"
     "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
-    "{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 
@@ -93,16 +93,17 @@ def make_trace(
         index.extend([len(turns)] * len(new_ids))
 
     writer, last = write_trace(problem, rng, noise), ""
-    code = next(writer)
+    planned = next(writer)
     with sandbox.session() as session:
-        while code is not None:
-            text = f"```python\n{code}\n```"
+        while planned is not None:
+            thought, code = planned
+            text = f"{thought}:\n```python\n{code}\n```"
             append(policy.encode(text), 1)
             result = session.run(code)
             append(policy.encode(protocol.tool_text(result)), 0)
             turns.append(Turn(text, code=code, result=result))
             last = result.stdout.strip() or last
-            code = writer.send(result.stdout.strip())
+            planned = writer.send(result.stdout.strip())
     append([*policy.encode(f"\\boxed{{{last}}}"), policy.tokenizer.eos_token_id], 1)
     turns.append(Turn(f"\\boxed{{{last}}}"))
     return Trajectory(
@@ -119,8 +120,8 @@ def make_trace(
 
 
 def cold_start(
-    folder: Path = TINY_FOLDER, traces: int = 20000, steps: int = 2200, batch: int = 32, seed: int = 0,
-    learning_rate: float = 4e-3, noise: TraceNoise = TraceNoise(),
+    folder: Path = TINY_FOLDER, traces: int = 20000, steps: int = 1800, batch: int = 32, seed: int = 0,
+    learning_rate: float = 3e-3, noise: TraceNoise = TraceNoise(),
 ) -> Policy:  # fmt: skip
     """Make the tiny policy: tokenizer, traces, supervised training on policy tokens; saved to ``folder``.
 
@@ -136,7 +137,7 @@ def cold_start(
     with Sandbox() as sandbox:
         codes = ("print(5)", "print(5", "print(5+/3)")
         seen = [text for code in codes for text in (f"```python\n{code}\n```", protocol.tool_text(sandbox.run(code)))]
-        frames = 500 * ["user", "assistant", "\\boxed{}", *seen]
+        frames = 500 * ["user", "assistant", "Step 2:", "\\boxed{}", *seen]
         tokenizer = train_tokenizer([problem.question for problem in problems[:2000]] + frames)
         policy = Policy(tiny_model(tokenizer, seed), tokenizer, "tiny")
         bar = tqdm(problems, desc="traces")

@@ -58,18 +58,22 @@ class FencedProtocol:
 
     name = "fenced"
     stop_character = "`"
+    # Short on purpose: every rollout carries it, and small models have small contexts.
     instructions = (
-        "Solve the problem step by step with Python. To run code, write it in a block that starts with ```python and "
-        "ends with ```; what it prints is shown to you in a block ```output. Write one block at a time and always "
-        "print what you need. When you know the result, write the final answer as \\boxed{answer}."
+        "Solve the problem with Python. Write one ```python block that prints what you need; its output comes back as "
+        "```output. Repeat if needed. End with \\boxed{answer}."
     )
+    example_question = "A box holds 12 pens. How many pens are in 7 boxes, if 5 are missing?"
+    example_answer = "```python\nprint(12 * 7 - 5)\n```\n```output\n79\n```\nThe answer is \\boxed{79}."
     _opening = re.compile(r"```(?:python|py)[ \t]*\n")
     _block = re.compile(r"```(?:python|py)[ \t]*\n(.*?)```", re.DOTALL)
 
     def messages(self, problem: Problem) -> list[dict[str, str]]:
-        """System instructions and the question."""
+        """Instructions, one solved example (small models follow it where they ignore instructions), the question."""
         return [
             {"role": "system", "content": self.instructions},
+            {"role": "user", "content": self.example_question},
+            {"role": "assistant", "content": self.example_answer},
             {"role": "user", "content": problem.question},
         ]
 
