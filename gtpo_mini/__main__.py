@@ -1,4 +1,4 @@
-"""The command line: ``python -m gtpo_mini train | evaluate | coldstart | reproduce``."""
+"""The command line: ``python -m gtpo_mini train | evaluate | experiment | plot | coldstart | reproduce``."""
 
 from __future__ import annotations
 
@@ -50,6 +50,19 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--problems", type=int, help="how many, from the first (default: all)")
     evaluate.add_argument("--samples", type=int, default=1, help="rollouts a problem (default: 1)")
     evaluate.add_argument("--output", help="file for the results, per problem")
+    experiment = add("experiment", "train arms with several seeds, each run recorded")
+    experiment.add_argument("--profile", help="cpu, t4 or rtx (default: GTPO_PROFILE, or cpu)")
+    experiment.add_argument("--arms", nargs="+", default=list(ARMS), help=f"of {', '.join(ARMS)} (default: all)")
+    experiment.add_argument("--seeds", type=int, default=3, help="seeds 0 .. n-1 (default: 3)")
+    experiment.add_argument("--output", required=True, help="folder; finished runs in it are kept")
+    experiment.add_argument("--steps", type=int)
+    experiment.add_argument("--learning-rate", type=float)
+    experiment.add_argument("--eval-problems", type=int, help="held-out problems of an evaluation")
+    experiment.add_argument("--processes", type=int, default=2, help="runs at a time (default: 2)")
+    plot = add("plot", "draw the learning curves of recorded runs")
+    plot.add_argument("runs", help="folder of recorded runs")
+    plot.add_argument("--output", default="results", help="folder (default: results)")
+    plot.add_argument("--name", default="side_by_side", help="of the files (default: side_by_side)")
     coldstart = add("coldstart", "make data/tiny_policy again (about half an hour on one core)")
     coldstart.add_argument("--output", help="another folder")
     reproduce = add("reproduce", "run all notebooks, write HTML and figures")
@@ -121,6 +134,29 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         Path(arguments.output).write_text(json.dumps(result.record(), indent=1) + "\n", encoding="utf-8")
 
 
+def _experiment(arguments: argparse.Namespace) -> None:
+    from .experiments import run_arms
+    from .stats import t_interval
+
+    names = ("steps", "learning_rate", "eval_problems")
+    options = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    seeds = list(range(arguments.seeds))
+    runs = run_arms(arguments.arms, seeds, arguments.output, arguments.profile, arguments.processes, **options)
+    for arm in arguments.arms:
+        ends = [run.footer["after"]["sampled"]["accuracy"] for run in runs if run.arm == arm]
+        low, high = t_interval(ends)[1:] if len(ends) > 1 else (float("nan"),) * 2
+        print(f"{arm}: held-out accuracy {sum(ends) / len(ends):.3f} [{low:.3f}, {high:.3f}] over {len(ends)} seeds")
+
+
+def _plot(arguments: argparse.Namespace) -> None:
+    from .experiments import load_runs
+    from .plots import plot_learning_curves, save_figure
+
+    runs = load_runs(arguments.runs)
+    title = "A 0.4 M parameter policy learns to use a Python tool over several turns"
+    print(save_figure(plot_learning_curves(runs, title), arguments.name, runs, arguments.output))
+
+
 def _coldstart(arguments: argparse.Namespace) -> None:
     from .coldstart import cold_start
     from .policy import TINY_FOLDER
@@ -139,10 +175,16 @@ def main(words: list[str] | None = None) -> int:
     """Run one command; bad input is one line on stderr and exit status 2, not a traceback."""
     from .sandbox import SandboxUnavailable
 
-    commands = {"train": _train, "evaluate": _evaluate, "coldstart": _coldstart, "reproduce": _reproduce}
     try:
         arguments = _parser().parse_args(words)
-        commands[arguments.command](arguments)
+        {
+            "train": _train,
+            "evaluate": _evaluate,
+            "experiment": _experiment,
+            "plot": _plot,
+            "coldstart": _coldstart,
+            "reproduce": _reproduce,
+        }[arguments.command](arguments)
     except (ValueError, ImportError, RuntimeError, SandboxUnavailable) as error:
         print(f"error: {error}", file=sys.stderr)
         return ERROR

@@ -67,6 +67,14 @@ def _commit() -> str:
         return "unknown"
 
 
+def _command() -> str:
+    """How this process was started, without the folders of this machine."""
+    name = Path(sys.argv[0]).name
+    if name.startswith("ipykernel"):
+        return "a notebook"
+    return " ".join(["python", "-m gtpo_mini" if name == "__main__.py" else name, *sys.argv[1:]])
+
+
 def run_header(config: TrainConfig, policy_name: str, task_name: str, device: str) -> dict:
     """Where a run came from: configuration, command, commit, versions, device, threads."""
     packages = ("torch", "transformers", "peft", "numpy")
@@ -75,7 +83,7 @@ def run_header(config: TrainConfig, policy_name: str, task_name: str, device: st
         "policy": policy_name,
         "task": task_name,
         "seed": config.seed,
-        "command": " ".join(["python", *(Path(sys.argv[0]).name, *sys.argv[1:])]),
+        "command": _command(),
         "commit": _commit(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else f"cpu ({platform.machine()})",
