@@ -153,7 +153,7 @@ def _plot(arguments: argparse.Namespace) -> None:
     from .plots import plot_learning_curves, save_figure
 
     runs = load_runs(arguments.runs)
-    title = "A 0.4 M parameter policy learns to use a Python tool over several turns"
+    title = "{policy} policy on {task}: learning to use a Python tool over several turns".format(**runs[0].header)
     print(save_figure(plot_learning_curves(runs, title), arguments.name, runs, arguments.output))
 
 

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from gtpo_mini.__main__ import main
 from gtpo_mini.evaluate import evaluate
 from gtpo_mini.experiments import ARMS, load_runs, run_arm, run_arms
 from gtpo_mini.rollout import SamplingSettings
@@ -59,6 +60,16 @@ def test_finished_runs_are_read_unfinished_ones_made_anew(folder, tmp_path):
     assert bits(run) == bits(load_runs(folder)[3])
     with pytest.raises(ValueError, match="another configuration"):
         run_arm("grpo", 1, tmp_path / "gtpo-seed1", **TINY)
+
+
+def test_the_command_line_reads_finished_runs_and_draws_them(folder, tmp_path, capsys):
+    words = ["experiment", "--output", str(folder), "--seeds", "2", "--steps", "2", "--eval-problems", "8"]
+    assert main(words) == 2  # other problems_per_step and group_size: nothing is overwritten
+    assert "another configuration" in capsys.readouterr().err
+    assert main(["plot", str(folder), "--output", str(tmp_path), "--name", "curves"]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"curves.png", "curves.svg", "curves.json"}
+    command = load_runs(folder)[0].header["command"]
+    assert command.startswith("python") and str(folder) not in command
 
 
 def test_bad_arms_and_settings_are_named_before_anything_runs(tmp_path):
