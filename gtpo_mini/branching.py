@@ -120,8 +120,8 @@ def draw_problems(size: int, split: str = "train", seed: int = 0, steps: int = 3
 class TraceNoise:
     """How imperfect the cold-start traces are; rates in [0, 1]."""
 
-    bad_call: float = 0.3  #: a turn's call is broken or wrong
-    recover: float = 0.6  #: a bad call is followed by a right one
+    bad_call: float = 0.5  #: a turn's call is broken or wrong
+    recover: float = 0.5  #: a bad call is followed by a right one
 
 
 def write_trace(problem: Problem, rng: random.Random, noise: TraceNoise) -> Iterator[tuple[str, str] | None]:

@@ -1,8 +1,8 @@
 """The tiny policy: its tokenizer, its configuration, and its cold start on imperfect traces.
 
 ``python -m gtpo_mini coldstart`` makes ``data/tiny_policy`` again. The policy is an ordinary Qwen2 model of
-0.4 M parameters; it imitates solutions of the task 'branching' in which about a third of the calls are bad,
-so that it starts with reward to gain.
+0.4 M parameters; it imitates solutions of the task 'branching' in which up to half of the calls are bad, so
+that it starts with reward to gain.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import math
 import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -119,47 +121,71 @@ def make_trace(
     )
 
 
-def cold_start(
-    folder: Path = TINY_FOLDER, traces: int = 20000, steps: int = 1800, batch: int = 32, seed: int = 0,
-    learning_rate: float = 3e-3, noise: TraceNoise = TraceNoise(),
-) -> Policy:  # fmt: skip
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the cold start: how many traces to imitate, for how many steps of AdamW (warm-up, then cosine)."""
+
+    traces: int
+    steps: int
+    learning_rate: float
+    noise: TraceNoise
+
+
+#: First the skill, on traces that are mostly good; then bad habits, so that there is something to unlearn.
+STAGES = (
+    Stage(20000, 1800, 3e-3, TraceNoise(bad_call=0.3, recover=0.6)),
+    Stage(5000, 300, 1e-3, TraceNoise(bad_call=0.5, recover=0.5)),
+)
+
+
+def cold_start(folder: Path = TINY_FOLDER, stages: Sequence[Stage] = STAGES, batch: int = 32, seed: int = 0) -> Policy:
     """Make the tiny policy: tokenizer, traces, supervised training on policy tokens; saved to ``folder``.
 
     Args:
         folder: where the checkpoint goes.
-        traces: how many imperfect solutions to imitate, all of the split "train".
-        steps: optimiser steps (AdamW, warm-up then cosine), each on ``batch`` traces.
-        noise: how imperfect the traces are.
+        stages: what is imitated, one after the other.
+        batch: traces a step.
+        seed: of weights, problems, traces and batches; all problems are of the split "train".
     """
     torch.set_num_threads(1)
-    rng, protocol = random.Random(seed), load_protocol()
-    problems = draw_problems(traces, "train", seed=1_000_003 + seed)
+    protocol = load_protocol()
     with Sandbox() as sandbox:
         codes = ("print(5)", "print(5", "print(5+/3)")
         seen = [text for code in codes for text in (f"```python\n{code}\n```", protocol.tool_text(sandbox.run(code)))]
         frames = 500 * ["user", "assistant", "Step 2:", "\\boxed{}", *seen]
+        problems = draw_problems(stages[0].traces, "train", seed=1_000_003 + seed)
         tokenizer = train_tokenizer([problem.question for problem in problems[:2000]] + frames)
         policy = Policy(tiny_model(tokenizer, seed), tokenizer, "tiny")
-        bar = tqdm(problems, desc="traces")
-        trajectories = [make_trace(problem, policy, protocol, sandbox, rng, noise) for problem in bar]
+        losses = [_imitate(policy, stage, number, batch, seed, sandbox) for number, stage in enumerate(stages)]
+    policy.save(folder)
+    record = {"stages": [asdict(stage) for stage in stages], "batch": batch, "seed": seed, "losses": losses}
+    Path(folder, "cold_start.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return policy
+
+
+def _imitate(policy: Policy, stage: Stage, number: int, batch: int, seed: int, sandbox: Sandbox) -> float:
+    """One stage; returns the mean loss of its last 32 steps, in nats a policy token."""
+    rng, protocol = random.Random(seed + 1000 * number), load_protocol()
+    problems = draw_problems(stage.traces, "train", seed=1_000_003 * (number + 1) + seed)
+    bar = tqdm(problems, desc=f"stage {number + 1}: traces")
+    trajectories = [make_trace(problem, policy, protocol, sandbox, rng, stage.noise) for problem in bar]
     # Traces of one length go together, or half of a batch would be padding.
     trajectories.sort(key=lambda trajectory: len(trajectory.token_ids))
     batches = [trajectories[i : i + batch] for i in range(0, len(trajectories) - batch + 1, batch)]
-    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=learning_rate, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=stage.learning_rate, weight_decay=0.01)
     policy.model.train()
-    bar = tqdm(range(steps), desc="cold start")
+    losses: list[float] = []
+    bar = tqdm(range(stage.steps), desc=f"stage {number + 1}: imitation")
     for step in bar:
-        share = min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        share = min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / stage.steps))
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate * share
+            group["lr"] = stage.learning_rate * share
         loss = -token_logprobs(policy, rng.choice(batches)).mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
         optimizer.step()
-        bar.set_postfix(loss=f"{loss.item():.3f}")
+        losses.append(loss.item())
+        bar.set_postfix(loss=f"{sum(losses[-32:]) / len(losses[-32:]):.3f}")
     policy.model.eval()
-    policy.save(folder)
-    record = {"traces": traces, "steps": steps, "batch": batch, "seed": seed, "loss": round(loss.item(), 4)}
-    Path(folder, "cold_start.json").write_text(json.dumps(record, indent=1) + "\n")
-    return policy
+    return round(sum(losses[-32:]) / len(losses[-32:]), 4)

@@ -8,15 +8,16 @@ import random
 import torch
 
 from gtpo_mini.branching import TraceNoise, draw_problems
-from gtpo_mini.coldstart import cold_start, make_trace
+from gtpo_mini.coldstart import Stage, cold_start, make_trace
 from gtpo_mini.loss import token_logprobs
 from gtpo_mini.policy import load_policy
 from gtpo_mini.protocol import load_protocol
 
 
 def test_cold_start_writes_a_policy_that_imitates(tmp_path, sandbox):
-    cold_start(tmp_path / "short", traces=64, steps=2, batch=8)
-    cold_start(tmp_path / "long", traces=64, steps=40, batch=8)
+    for name, steps in (("short", 2), ("long", 40)):
+        stages = [Stage(64, steps, 3e-3, TraceNoise()), Stage(64, 2, 1e-3, TraceNoise())]
+        cold_start(tmp_path / name, stages, batch=8)
     short, long = (load_policy(tmp_path / name, device="cpu") for name in ("short", "long"))
     rng = random.Random(1)
     problems = draw_problems(16, "test")
@@ -26,7 +27,8 @@ def test_cold_start_writes_a_policy_that_imitates(tmp_path, sandbox):
         with torch.no_grad():
             losses.append(-token_logprobs(policy, traces).mean().item())
     assert losses[1] < 0.7 * losses[0]
-    assert json.loads((tmp_path / "long" / "cold_start.json").read_text())["steps"] == 40
+    record = json.loads((tmp_path / "long" / "cold_start.json").read_text())
+    assert [stage["steps"] for stage in record["stages"]] == [40, 2] and len(record["losses"]) == 2
 
 
 def test_a_trace_is_built_as_a_rollout_is(tiny_policy, sandbox):
