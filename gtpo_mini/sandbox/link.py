@@ -167,7 +167,7 @@ class Link:
 
 
 def _site_folders(modules: tuple[str, ...]) -> list[str]:
-    """Where the trainer finds third-party packages: its site folders, and the homes of what is to be preloaded."""
+    """Where the trainer finds third-party packages: site folders, and homes of what is to be preloaded."""
     found = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
     for name in modules:
         spec = importlib.util.find_spec(name)

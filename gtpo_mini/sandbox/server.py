@@ -8,14 +8,17 @@ socket ends, or the trainer's process does, it kills every child and leaves.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import json
 import os
 import select
 import signal
 import socket
+import stat
 import struct
 import sys
+import tempfile
 import time
 import traceback
 
@@ -28,20 +31,20 @@ REPLY = struct.Struct("!Ii")
 class Server:
     """Children by pid: those that the trainer has, those forked ahead, those told to die."""
 
-    def __init__(self, link: socket.socket, config: dict) -> None:
+    def __init__(self, link: socket.socket, config: dict, cage: confine.Cage, roots: list[str]) -> None:
         self.link, self.config = link, config
         self.pid = os.getpid()
         self.children: set[int] = set()
         self.spares: list[tuple[int, list[int]]] = []
         self.dying: list[int] = []
-        self.cage = confine.Cage(config)
-        self.roots = config["roots"]
+        self.cage, self.roots = cage, roots
 
     def fork(self) -> tuple[int, list[int]]:
         """Fork one child; return its pid and the trainer's ends of its pipes."""
         out, out_child = os.pipe()
         err, err_child = os.pipe()
         control, control_child = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.cage.count_tasks()
         pid = os.fork()
         if pid == 0:
             self.child(out_child, err_child, control_child.detach())
@@ -120,6 +123,7 @@ class Server:
 
 def main(fd: int) -> None:
     """Read the configuration, get warm, say hello, serve."""
+    fixed = _same_addresses()
     link = socket.socket(fileno=fd)
     os.set_inheritable(fd, False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -135,11 +139,19 @@ def main(fd: int) -> None:
         os.environ.clear()
         os.environ.update(confine.ENVIRONMENT)
         time.tzset()
-        warm.warm(config)
-        server = Server(link, config)
-        hello = server.cage.hello()
+        config["folder"] = _empty_folder()
+        os.chdir(config["folder"])
+        cage = confine.Cage(config)
+        roots = warm.warm(config["site"], config["preload"], everything=not cage.reads)
+        cage.prepare(roots)
+        server = Server(link, config, cage, roots)
+        hello = {
+            "tier": cage.tier,
+            "notes": [] if fixed else ["addresses that snippets print vary from start to start"],
+        }
         gc.collect()
         gc.freeze()  # a collection in a child would touch, and so copy, every page
+        warm.collapse(cage.libc)
     except BaseException:
         hello = {"error": "the fork server failed at its start:\n" + traceback.format_exc(limit=-4)}
     link.sendall(json.dumps(hello).encode() + b"\n")
@@ -150,4 +162,34 @@ def main(fd: int) -> None:
             pass
         finally:
             server.end()
-    sys.exit(0)
+    os._exit(0)
+
+
+def _empty_folder() -> str:
+    """A folder that nobody but root or this user can put anything in: the working directory of all children.
+
+    Its name is always the same, for snippets that print it; and nothing has to be removed afterwards.
+    """
+    path = f"{tempfile.gettempdir()}/gtpo-mini-{os.getuid()}"
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path, 0o555)
+    found = os.lstat(path)
+    private = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o222
+    if not private or os.listdir(path):
+        raise PermissionError(f"{path} must be an empty folder of yours that nobody may write to: remove it")
+    return path
+
+
+def _same_addresses() -> bool:
+    """Start over without address randomisation, where that is allowed, so that a printed address repeats.
+
+    It costs no safety: a snippet may run machine code anyway, and the cage does not count on its ignorance.
+    """
+    if sys.platform != "linux":
+        return False
+    libc, no_randomize = ctypes.CDLL(None), 0x0040000
+    if libc.personality(ctypes.c_ulong(0xFFFFFFFF)) & no_randomize:
+        return True
+    if libc.personality(ctypes.c_ulong(no_randomize)) >= 0:
+        os.execv(sys.executable, sys.orig_argv)
+    return False
