@@ -48,13 +48,11 @@ class ExecutionResult:
     ok: bool  #: ran to its end inside all limits, without an exception
     stdout: str = ""
     stderr: str = ""
-    error: str = (
-        ""  #: what the model is told when not ok: last lines of the traceback, or which limit was hit
-    )
+    error: str = ""  #: what the model is told when not ok: last lines of the traceback, or which limit was hit
     timed_out: bool = False  #: the CPU or the wall limit was hit
     truncated: bool = False  #: stdout or stderr was cut at the output limit
-    cpu_seconds: float = 0.0
-    wall_seconds: float = 0.0
+    cpu_seconds: float = field(default=0.0, compare=False)  # two runs of one code are equal but for their times
+    wall_seconds: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -104,5 +102,8 @@ class Trajectory:
 
     @property
     def code(self) -> str:
-        """The code of all turns, concatenated: c_i of the paper's reward shaping."""
-        return "\n".join(turn.code for turn in self.turns if turn.code is not None)
+        """The code of all turns that ran to their end, concatenated: c_i of the reward shaping.
+
+        Code that did not run is left out, because a syntax error looks just like its correct twin.
+        """
+        return "\n".join(turn.code for turn in self.turns if turn.result is not None and turn.result.ok and turn.code)

@@ -51,7 +51,11 @@ TIME = [
         ("sleep", False, "import time\ntime.sleep(1000)"),
         ("c_code", False, "import re\nre.match('(a+)+$', 'a' * 60 + 'b')"),
         ("big_power", False, "x = 7 ** (10 ** 9)"),
-        ("swallow_everything", False, "while True:\n    try:\n        while True: pass\n    except BaseException: pass"),
+        (
+            "swallow_everything",
+            False,
+            "while True:\n    try:\n        while True: pass\n    except BaseException: pass",
+        ),
         (
             "ignore_signals",
             False,

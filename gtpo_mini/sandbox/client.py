@@ -183,14 +183,10 @@ class Sandbox:
 def _check_platform(confinement: str) -> None:
     """Say early, and in words, where the sandbox cannot work."""
     if sys.platform == "win32":
-        raise SandboxUnavailable(
-            "Windows has nothing to confine model-written code with. Use WSL2 or Docker."
-        )
+        raise SandboxUnavailable("Windows has nothing to confine model-written code with. Use WSL2 or Docker.")
     known = sys.platform == "linux" and platform.machine() in AUDIT_ARCH and sys.maxsize > 1 << 32
     if not known and confinement == "full":
-        raise SandboxUnavailable(
-            f"no confinement is known for {sys.platform} on {platform.machine()}. {MEND}"
-        )
+        raise SandboxUnavailable(f"no confinement is known for {sys.platform} on {platform.machine()}. {MEND}")
 
 
 _shared: dict[Limits, Sandbox] = {}

@@ -32,9 +32,7 @@ LIBRARIES = (
     "/dev/urandom",
 )
 THREADS = 64  #: per child with a user id of its own
-CPU_TURNS = (
-    100  #: RLIMIT_CPU in units of a turn's limit: the net below the trainer's own, exact, look at the clock
-)
+CPU_TURNS = 100  #: RLIMIT_CPU in units of a turn's limit: the net below the trainer's own, exact, look at the clock
 PDEATHSIG, DUMPABLE, KEEPCAPS, NO_NEW_PRIVS = 1, 4, 8, 38  # prctl
 CAP_DAC_READ_SEARCH = 2
 CAPSET = {"x86_64": 126, "aarch64": 91}

@@ -47,6 +47,4 @@ class Limits:
         for item in fields(self):
             value = getattr(self, item.name)
             if not (isinstance(value, int | float) and math.isfinite(value) and value >= least[item.name]):
-                raise ValueError(
-                    f"Limits.{item.name} is {value!r}: give a finite number, at least {least[item.name]}"
-                )
+                raise ValueError(f"Limits.{item.name} is {value!r}: give a finite number, at least {least[item.name]}")

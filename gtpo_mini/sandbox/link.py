@@ -125,9 +125,7 @@ class Link:
 
     def _ask(self, verb: bytes, pid: int = 0) -> tuple[int, list[int]]:
         if os.getpid() != self.owner:
-            raise SandboxUnavailable(
-                "this process was forked from the sandbox's owner: make a Sandbox of its own"
-            )
+            raise SandboxUnavailable("this process was forked from the sandbox's owner: make a Sandbox of its own")
         with self._lock:
             self._number += 1
             number = self._number & 0xFFFFFFFF
@@ -144,9 +142,7 @@ class Link:
                         self._socket.sendall(REQUEST.pack(b"K", 0, value))
                 return 0, []
             except (OSError, struct.error) as error:
-                raise SandboxUnavailable(
-                    f"the fork server is gone ({error!r}): make a new Sandbox"
-                ) from error
+                raise SandboxUnavailable(f"the fork server is gone ({error!r}): make a new Sandbox") from error
 
     def _receive(self) -> tuple[bytes, list[int]]:
         flags = getattr(socket, "MSG_CMSG_CLOEXEC", 0)  # or another thread's subprocess would inherit them

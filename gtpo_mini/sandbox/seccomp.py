@@ -23,9 +23,7 @@ _LOAD, _AND, _EQUAL, _AT_LEAST, _JUMP, _RETURN = (
 _KILL_PROCESS, _ALLOW, _ERRNO = 0x80000000, 0x7FFF0000, 0x00050000
 _NUMBER, _ARCH = 0, 4  # offsets in struct seccomp_data; argument i is at 16 + 8 * i, low half first
 _SELF = 0x5E1F0C1D  #: stands for the child's own pid until :func:`for_pid`
-_FILES = (
-    "access chdir chmod chown creat fchmod fchown ftruncate lchown link mkdir readlink rename rmdir symlink"
-)
+_FILES = "access chdir chmod chown creat fchmod fchown ftruncate lchown link mkdir readlink rename rmdir symlink"
 _FILES += " truncate unlink utimensat chroot fchdir"
 
 _PTHREAD = 0x3D0F00  # the flags of pthread_create: a thread, never a process

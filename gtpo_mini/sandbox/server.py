@@ -94,9 +94,7 @@ class Server:
     def loop(self) -> None:
         poll = select.poll()
         poll.register(self.link, select.POLLIN)
-        with contextlib.suppress(
-            AttributeError, OSError
-        ):  # a forked copy of the trainer may hold our socket open
+        with contextlib.suppress(AttributeError, OSError):  # a forked copy of the trainer may hold our socket open
             poll.register(os.pidfd_open(self.config["trainer"]), select.POLLIN)
         while True:
             short = len(self.spares) < self.config["spares"]

@@ -141,6 +141,4 @@ def collapse(libc: ctypes.CDLL) -> None:
                 heap.append([int(end, 16) for end in span.split("-")])
     for start, end in heap:
         for address in range(-(-start // huge) * huge, end - huge + 1, huge):
-            libc.madvise(
-                ctypes.c_void_p(address), ctypes.c_size_t(huge), 25
-            )  # MADV_COLLAPSE; a refusal is harmless
+            libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(huge), 25)  # MADV_COLLAPSE; a refusal is harmless

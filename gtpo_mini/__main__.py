@@ -1,0 +1,157 @@
+"""The command line: ``python -m gtpo_mini train | evaluate | coldstart | reproduce``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import types
+import typing
+from dataclasses import fields, replace
+from pathlib import Path
+
+ERROR = 2  # exit status of bad input
+
+
+def _parser() -> argparse.ArgumentParser:
+    from .config import TrainConfig
+    from .experiments import ARMS
+    from .tasks import list_tasks
+
+    parser = argparse.ArgumentParser(
+        prog="python -m gtpo_mini", description="Group Turn Policy Optimization (arXiv 2511.14846)"
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text)
+
+    train, evaluate = add("train", "train a policy on a task"), add("evaluate", "grade a policy on a task")
+    for command in (train, evaluate):
+        command.add_argument("--profile", help="cpu, t4 or rtx (default: GTPO_PROFILE, or cpu)")
+        command.add_argument("--model", help="tiny, a model folder, or a hub name (default: the profile's)")
+        command.add_argument("--task", help=f"{', '.join(list_tasks())} (default: the profile's)")
+        command.add_argument("--quantize", help="nf4: 4-bit base weights, and LoRA")
+        command.add_argument("--lora-rank", type=int, help="train a LoRA adapter of this rank")
+        command.add_argument("--device", help="cpu, cuda, ... (default: the profile's)")
+        command.add_argument("--max-turns", type=int)
+        command.add_argument("--max-turn-tokens", type=int)
+        command.add_argument("--max-context", type=int)
+        command.add_argument("--temperature", type=float)
+        command.add_argument("--seed", type=int)
+    train.add_argument("--arm", default="gtpo", help=f"{', '.join(ARMS)} (default: gtpo)")
+    train.add_argument("--output", help="folder for metrics.jsonl and the trained policy")
+    known = {action.dest for action in train._actions}
+    hints = typing.get_type_hints(TrainConfig)
+    for field in fields(TrainConfig):
+        if field.name not in known | {"method"}:
+            train.add_argument("--" + field.name.replace("_", "-"), type=_plain(hints[field.name]))
+    evaluate.add_argument("--split", default="test", help="train or test (default: test)")
+    evaluate.add_argument("--problems", type=int, help="how many, from the first (default: all)")
+    evaluate.add_argument("--samples", type=int, default=1, help="rollouts a problem (default: 1)")
+    evaluate.add_argument("--output", help="file for the results, per problem")
+    coldstart = add("coldstart", "make data/tiny_policy again (about half an hour on one core)")
+    coldstart.add_argument("--output", help="another folder")
+    reproduce = add("reproduce", "run all notebooks, write HTML and figures")
+    reproduce.add_argument("--output", default="results", help="folder (default: results)")
+    reproduce.add_argument("notebooks", nargs="*", help="beginnings of names, e.g. 02 (default: all)")
+    return parser
+
+
+def _plain(kind: object) -> type:
+    """The type of an option: of ``int | None`` the int."""
+    options = [option for option in typing.get_args(kind) if option is not types.NoneType]
+    return options[0] if options else kind
+
+
+def _policy_and_config(arguments: argparse.Namespace):
+    """What train and evaluate share: the profile with the command line's changes, the policy, the task's name."""
+    from .config import TrainConfig, load_profile
+    from .policy import load_policy
+
+    profile = load_profile(arguments.profile)
+    model = arguments.model or profile.model
+    base = profile.train
+    if profile.model == "tiny" and model != "tiny":  # the tiny policy's short turns are for it alone
+        base = replace(base, max_turn_tokens=TrainConfig.max_turn_tokens, max_context=None)
+    names = {field.name for field in fields(TrainConfig)}
+    changes = {key: value for key, value in vars(arguments).items() if key in names and value is not None}
+    config = replace(base, **changes)
+    quantize = arguments.quantize or (profile.quantize if model == profile.model else None)
+    rank = arguments.lora_rank or (profile.lora_rank if model == profile.model else None)
+    policy = load_policy(model, quantize, rank, arguments.device or profile.device, seed=config.seed)
+    return policy, config, arguments.task or profile.task
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from .experiments import arm_config
+    from .tasks import load_task
+    from .trainer import Trainer
+
+    policy, config, task = _policy_and_config(arguments)
+    trainer = Trainer(
+        policy, load_task(task), arm_config(arguments.arm, config), arguments.output, header={"arm": arguments.arm}
+    )
+    history = trainer.train()
+    last = history[-1]
+    print(
+        f"done: {len(history)} steps, last step: accuracy {last['reward/outcome']:.2f}, mean turn reward "
+        f"{last['reward/turn_mean']:+.3f}, gradient norm {last['grad/norm']:.3g}"
+    )
+    if arguments.output:
+        policy.save(Path(arguments.output) / "policy")
+        print(f"metrics: {Path(arguments.output) / 'metrics.jsonl'}; policy: {Path(arguments.output) / 'policy'}")
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from .evaluate import evaluate
+    from .tasks import load_task
+
+    temperature, arguments.temperature = arguments.temperature, None  # 0, greedy, is for evaluation only
+    policy, config, name = _policy_and_config(arguments)
+    task = load_task(name, arguments.split)
+    settings = config.sampling(rows=64, temperature=config.temperature if temperature is None else temperature)
+    result = evaluate(policy, task, settings, arguments.samples, arguments.problems, seed=config.seed)
+    interval = result.interval
+    print(
+        f"{task.name} ({arguments.split}), {len(result.problems)} problems x {arguments.samples}: accuracy "
+        f"{interval.estimate:.3f} [{interval.low:.3f}, {interval.high:.3f}], pass@{arguments.samples} "
+        f"{result.pass_at(arguments.samples):.3f}, maj@{arguments.samples} {result.majority:.3f}"
+    )
+    if arguments.output:
+        Path(arguments.output).write_text(json.dumps(result.record(), indent=1) + "\n", encoding="utf-8")
+
+
+def _coldstart(arguments: argparse.Namespace) -> None:
+    from .coldstart import cold_start
+    from .policy import TINY_FOLDER
+
+    cold_start(Path(arguments.output or TINY_FOLDER))
+
+
+def _reproduce(arguments: argparse.Namespace) -> None:
+    from .reproduce import reproduce
+
+    for path in reproduce(arguments.output, arguments.notebooks):
+        print(path)
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run one command; bad input is one line on stderr and exit status 2, not a traceback."""
+    from .sandbox import SandboxUnavailable
+
+    commands = {"train": _train, "evaluate": _evaluate, "coldstart": _coldstart, "reproduce": _reproduce}
+    try:
+        arguments = _parser().parse_args(words)
+        commands[arguments.command](arguments)
+    except (ValueError, ImportError, RuntimeError, SandboxUnavailable) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return ERROR
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""Token log-probabilities, computed in chunks and only where the loss mask is on, and the clipped surrogate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from .policy import Policy
+from .types import Trajectory
+
+_CHUNK_LOGITS = 2**24  # logits held at a time: 64 MiB in float32
+
+
+def token_logprobs(policy: Policy, trajectories: Sequence[Trajectory], temperature: float = 1.0) -> torch.Tensor:
+    """Log-probabilities of all policy tokens, rollout after rollout, as one flat tensor (M,).
+
+    Rollouts are padded on the right, from their lengths, never from ids; in a causal model what comes after a
+    token cannot touch it, so no attention mask is needed. Logits exist only for policy tokens, a chunk at a time.
+
+    Args:
+        policy: the model; gradients flow if they are enabled.
+        trajectories: B rollouts of up to T tokens, with M policy tokens in all.
+        temperature: above 0; the one that the tokens were sampled at, so that sampler and trainer agree.
+
+    Returns:
+        (M,) float32, each at most 0.
+    """
+    lengths = [len(t.token_ids) for t in trajectories]
+    width = max(lengths)
+    ids_BT = torch.zeros(len(trajectories), width, dtype=torch.long)  # (B, T)
+    mask_BT = torch.zeros(len(trajectories), width, dtype=torch.bool)  # (B, T)
+    for row, trajectory in enumerate(trajectories):
+        ids_BT[row, : lengths[row]] = torch.tensor(trajectory.token_ids)
+        mask_BT[row, : lengths[row]] = torch.tensor(trajectory.loss_mask, dtype=torch.bool)
+    ids_BT, mask_BT = ids_BT.to(policy.device), mask_BT.to(policy.device)
+    hidden_BTD = policy.hidden_states(ids_BT[:, :-1], use_cache=False)  # (B, T-1, D)
+    hidden_MD = hidden_BTD[mask_BT[:, 1:]]  # (M, D): the state before each policy token
+    targets_M = ids_BT[:, 1:][mask_BT[:, 1:]]  # (M,)
+
+    def of_chunk(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        logits = policy.logits(hidden) / temperature  # (m, V)
+        return logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)  # (m,)
+
+    chunk = max(1, _CHUNK_LOGITS // policy.logits(hidden_MD[:1]).shape[-1])
+    if len(targets_M) <= chunk:
+        return of_chunk(hidden_MD, targets_M)
+    # The logits of a chunk are computed again in the backward pass rather than kept.
+    parts = zip(hidden_MD.split(chunk), targets_M.split(chunk), strict=True)
+    return torch.cat([checkpoint(of_chunk, h, t, use_reentrant=False) for h, t in parts])
+
+
+def clipped_surrogate(
+    logprobs: torch.Tensor,
+    old_logprobs: torch.Tensor,
+    advantages: torch.Tensor,
+    clip_low: float = 0.2,
+    clip_high: float = 0.28,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The clipped policy-gradient loss of each token, -min(ratio A, clip(ratio, 1 - low, 1 + high) A).
+
+    Args:
+        logprobs: (M,) under the policy that is trained.
+        old_logprobs: (M,) under the policy that sampled.
+        advantages: (M,) of each token's turn.
+        clip_low, clip_high: the ratio's clip range, each at least 0.
+
+    Returns:
+        The loss of each token (M,), and whether the clip was active there (M,) bool.
+
+    Source: objective [D] of METHOD: the paper's clip range is unknown; 0.2 / 0.28 are DAPO's.
+
+    >>> now, old = torch.log(torch.tensor([0.5, 0.9])), torch.log(torch.tensor([0.5, 0.5]))
+    >>> loss, clipped = clipped_surrogate(now, old, torch.tensor([1.0, 1.0]))
+    >>> [round(x, 2) for x in loss.tolist()], clipped.tolist()
+    ([-1.0, -1.28], [False, True])
+    """
+    ratio = (logprobs - old_logprobs).exp()  # (M,)
+    plain = ratio * advantages  # (M,)
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high) * advantages  # (M,)
+    return -torch.minimum(plain, clipped), clipped < plain

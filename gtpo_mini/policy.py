@@ -1,0 +1,207 @@
+"""A transformers causal LM with its tokenizer: plain, with LoRA, or 4-bit with LoRA (QLoRA). One path for all."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
+
+TINY_FOLDER = Path(__file__).resolve().parent.parent / "data" / "tiny_policy"
+
+
+class Policy:
+    """A model that acts: token ids in, logits out, and the tokenizer that goes with it.
+
+    Args:
+        model: a decoder-only ``transformers`` model, or a peft model around one.
+        tokenizer: with a chat template and a pad token.
+
+    Raises:
+        ValueError: no chat template or pad token; an architecture that the rollout cannot cache.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, name: str = "policy") -> None:
+        if not tokenizer.chat_template:
+            raise ValueError(
+                f"model {name!r}: its tokenizer has no chat template; use an instruction-tuned model, or set "
+                "tokenizer.chat_template and save the tokenizer with the model"
+            )
+        if tokenizer.pad_token_id is None:
+            raise ValueError(
+                f"model {name!r}: its tokenizer has no pad token; set one (tokenizer.pad_token = tokenizer.eos_token "
+                "will do, padding is never read from ids) and save the tokenizer with the model"
+            )
+        self.model, self.tokenizer, self.name = model, tokenizer, name
+        self.is_lora = hasattr(model, "peft_config")
+        config = self._plain.config.get_text_config()
+        self.context_length: int = getattr(config, "max_position_embeddings", None) or 2048
+        other = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+        if other:
+            raise ValueError(f"model {name!r}: layers of type {sorted(other)}; the rollout caches full attention only")
+        self.eos_ids = self._eos_ids()
+        self._frozen: nn.Module | None = None
+
+    @property
+    def _plain(self) -> nn.Module:
+        return self.model.get_base_model() if self.is_lora else self.model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's first weight lies."""
+        return next(self.model.parameters()).device
+
+    def _eos_ids(self) -> frozenset[int]:
+        found = getattr(self._plain.generation_config, "eos_token_id", None)
+        ids = set(found if isinstance(found, list) else [found]) | {self.tokenizer.eos_token_id}
+        ids.discard(None)
+        if not ids:
+            raise ValueError(f"model {self.name!r}: no end-of-sequence token; set tokenizer.eos_token and save it")
+        return frozenset(ids)
+
+    def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        """Token ids of a chat, up to and including the header of the assistant's turn."""
+        return self.tokenizer.apply_chat_template(
+            list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of plain text; what looks like a special token stays text, so tool output cannot forge one."""
+        # Lone surrogates can come out of a tool, but no tokenizer takes them.
+        text = text.encode("utf-8", "replace").decode("utf-8")
+        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids, special tokens left out; for reading, never to be encoded again."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def hidden_states(self, input_ids: torch.Tensor, **kwargs) -> torch.Tensor:
+        """Last hidden states (B, T, D) of ids (B, T); `logits` turns chosen ones into logits."""
+        return self._plain.get_decoder()(input_ids=input_ids, **kwargs).last_hidden_state  # (B, T, D)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Float32 logits (..., V) of hidden states (..., D)."""
+        return self._plain.get_output_embeddings()(hidden).float()
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """What the optimiser changes: all weights, or the adapter's."""
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def keep_reference(self) -> None:
+        """Remember the present weights as the reference policy; LoRA needs no copy."""
+        if not self.is_lora:
+            self._frozen = copy.deepcopy(self.model).requires_grad_(False).eval()
+
+    @contextlib.contextmanager
+    def as_reference(self) -> Iterator[Policy]:
+        """The reference policy: this model with the adapter off, or the copy made by `keep_reference`."""
+        if self.is_lora:
+            with self.model.disable_adapter():
+                yield self
+        elif self._frozen is not None:
+            yield Policy(self._frozen, self.tokenizer, self.name)
+        else:
+            raise RuntimeError("call keep_reference() before the first update")
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Write weights (or the adapter) as safetensors, and the tokenizer, to ``folder``."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+def load_policy(
+    name: str | os.PathLike = "tiny",
+    quantize: str | None = None,
+    lora_rank: int | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    seed: int = 0,
+) -> Policy:
+    """Load a policy.
+
+    Args:
+        name: "tiny" (the checkpoint in ``data/``), a model folder, or a name on the Hugging Face hub.
+        quantize: None, or "nf4": 4-bit NF4 weights with double quantisation, and LoRA (rank 16 unless given).
+        lora_rank: train a LoRA adapter of this rank on all linear layers instead of all weights.
+        device: "cpu", "cuda", ...; None takes CUDA if there is one.
+        dtype: "float32", "bfloat16" or "float16"; None takes float32 on CPU, bfloat16 (or float16) on a GPU.
+        seed: of the adapter's first weights.
+
+    Raises:
+        ValueError: nothing to load under that name; no chat template or pad token; unknown quantize or dtype.
+
+    >>> policy = load_policy("tiny")
+    >>> policy.decode(policy.encode("print(6 * 7)"))
+    'print(6 * 7)'
+    """
+    name = str(name)
+    if quantize not in (None, "nf4"):
+        raise ValueError(f"quantize={quantize!r}: must be None or 'nf4'")
+    if lora_rank is not None and lora_rank < 1:
+        raise ValueError(f"lora_rank={lora_rank}: must be at least 1")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device={device!r}: torch finds no CUDA GPU here; use device='cpu' (profile 'cpu')")
+    kind = _dtype(dtype, device)
+    folder = TINY_FOLDER if name == "tiny" else Path(name)
+    if name == "tiny" and not folder.is_dir():
+        raise ValueError(f"no tiny policy in {folder}; make it with: python -m gtpo_mini coldstart")
+    options = {"dtype": kind, "attn_implementation": "sdpa"}
+    if quantize:
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=kind,
+        )
+        options["device_map"] = {"": device}
+    source = str(folder) if folder.is_dir() else name
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = AutoModelForCausalLM.from_pretrained(source, **options)
+    except (OSError, ValueError, KeyError) as error:
+        where = "the folder" if folder.is_dir() else "neither a folder here nor a model that the hub gave:"
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"model {name!r}: {where} {source!r} cannot be loaded ({reason})") from error
+    if not quantize:
+        model = model.to(device)
+    if quantize or lora_rank:
+        model = _add_lora(model, lora_rank or 16, seed)
+    policy = Policy(model.eval(), tokenizer, name)
+    _check_head(policy)
+    return policy
+
+
+def _dtype(dtype: str | None, device: str) -> torch.dtype:
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype is None:
+        if not device.startswith("cuda"):
+            return torch.float32
+        # A T4 emulates bf16, slowly: ask for the real thing.
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if dtype not in known:
+        raise ValueError(f"dtype={dtype!r}: must be one of {', '.join(known)}")
+    return known[dtype]
+
+
+def _add_lora(model: nn.Module, rank: int, seed: int) -> nn.Module:
+    from peft import LoraConfig, get_peft_model
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+        return get_peft_model(model, config)
+
+
+@torch.no_grad()
+def _check_head(policy: Policy) -> None:
+    """Some architectures scale or cap their logits after the head; the fused loss would then be silently wrong."""
+    ids = torch.arange(4, device=policy.device)[None]  # (1, 4)
+    whole = policy.model(input_ids=ids).logits.float()  # (1, 4, V)
+    if not torch.allclose(policy.logits(policy.hidden_states(ids)), whole, atol=1e-2, rtol=1e-2):
+        raise ValueError(f"model {policy.name!r}: its logits are more than head(hidden states); not supported")

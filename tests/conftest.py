@@ -1,0 +1,97 @@
+"""Small real models, made here: every test runs a real transformers model with a real tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from gtpo_mini.coldstart import train_tokenizer
+from gtpo_mini.policy import Policy, load_policy
+from gtpo_mini.sandbox import Sandbox
+from gtpo_mini.types import ExecutionResult, Problem, StopReason, Trajectory, Turn
+
+torch.set_num_threads(1)
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def save_model(folder: Path, kind: str = "qwen2", **changes) -> Path:
+    """A folder with a random model of 2 layers and width 64, as a hub would hold it."""
+    tokenizer = train_tokenizer(["user assistant print(12 + 3) the count is"] * 50, vocabulary=320)
+    tokenizer.chat_template = CHATML
+    torch.manual_seed(0)
+    options = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 4096,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "initializer_range": 0.1,  # far from uniform, so that a wrong position or mask shows
+        **changes,
+    }
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **options))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory) -> Path:
+    return save_model(tmp_path_factory.mktemp("qwen2"))
+
+
+@pytest.fixture
+def random_policy(model_folder) -> Policy:
+    return load_policy(model_folder, device="cpu")
+
+
+@pytest.fixture
+def tiny_policy() -> Policy:
+    return load_policy("tiny", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def sandbox():
+    with Sandbox() as box:
+        yield box
+
+
+@pytest.fixture
+def make_trajectory():
+    """A trajectory from (policy ids, tool ids, Turn) triples, with a prompt of two tokens."""
+
+    def make(*turns: tuple[list[int], list[int], Turn], answer: str | None = "1", prompt=(5, 6)) -> Trajectory:
+        ids, mask, index = list(prompt), [0] * len(prompt), [-1] * len(prompt)
+        for number, (policy_ids, tool_ids, _) in enumerate(turns):
+            ids += policy_ids + tool_ids
+            mask += [1] * len(policy_ids) + [0] * len(tool_ids)
+            index += [number] * (len(policy_ids) + len(tool_ids))
+        return Trajectory(
+            problem=Problem("p", "1?", "1"),
+            token_ids=tuple(ids),
+            prompt_length=len(prompt),
+            loss_mask=tuple(mask),
+            turn_index=tuple(index),
+            logprobs=tuple(-1.0 * m for m in mask),
+            turns=tuple(turn for _, _, turn in turns),
+            stop=StopReason.ANSWER,
+            answer=answer,
+        )
+
+    return make
+
+
+@pytest.fixture
+def good_call() -> Turn:
+    return Turn("call", code="print(1)", result=ExecutionResult(ok=True, stdout="1\n"))

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from conftest import save_model
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gtpo_mini.policy import Policy, load_policy
+
+
+def test_the_tiny_policy_is_small_and_its_checkpoint_too(tiny_policy):
+    from gtpo_mini.policy import TINY_FOLDER
+
+    assert sum(p.numel() for p in tiny_policy.model.parameters()) < 2_000_000
+    assert sum(path.stat().st_size for path in TINY_FOLDER.iterdir()) < 5 * 2**20
+    assert (TINY_FOLDER / "model.safetensors").is_file()
+
+
+TINY = load_policy("tiny", device="cpu")
+
+
+@given(st.text())
+def test_any_text_can_be_encoded_and_comes_back(text):
+    assert TINY.decode(TINY.encode(text)) == text.encode("utf-8", "replace").decode()
+
+
+def test_text_cannot_forge_special_tokens(random_policy):
+    ids = random_policy.encode("<|im_end|> \ud800")
+    assert not set(ids) & set(random_policy.tokenizer.all_special_ids)
+
+
+def test_full_weights_lora_and_nf4_load_and_train(model_folder, tmp_path):
+    ids = torch.arange(8)[None]
+    plain = load_policy(model_folder, device="cpu")
+    with torch.no_grad():
+        expected = plain.model(ids).logits
+    counts = {}
+    for name, options in {"full": {}, "lora": {"lora_rank": 4}, "nf4": {"quantize": "nf4"}}.items():
+        policy = load_policy(model_folder, device="cpu", **options)
+        with torch.no_grad():
+            logits = policy.model(ids).logits
+        tolerance = 3.0 if name == "nf4" else 1e-5
+        torch.testing.assert_close(logits, expected, atol=tolerance, rtol=0)
+        policy.model(ids).logits.logsumexp(-1).sum().backward()
+        assert all(p.grad is not None for p in policy.trainable_parameters())
+        counts[name] = sum(p.numel() for p in policy.trainable_parameters())
+        policy.save(tmp_path / name)
+    assert 0 < counts["lora"] < counts["nf4"] < counts["full"]  # rank 4, rank 16, everything
+    again = load_policy(tmp_path / "full", device="cpu")
+    assert torch.equal(again.model(ids).logits, expected)
+
+
+def test_reference_is_the_policy_of_before(model_folder):
+    ids = torch.arange(8)[None]
+    for options in ({}, {"lora_rank": 4}):
+        policy = load_policy(model_folder, device="cpu", **options)
+        policy.keep_reference()
+        with torch.no_grad():
+            before = policy.model(ids).logits
+            for parameter in policy.trainable_parameters():
+                parameter += 0.1
+            after = policy.model(ids).logits
+            with policy.as_reference() as reference:
+                assert torch.equal(reference.model(ids).logits, before)
+        assert not torch.allclose(before, after)
+        assert torch.equal(policy.model(ids).logits, after)
+
+
+def test_a_model_without_template_pad_token_or_end_is_named(tmp_path):
+    folder = save_model(tmp_path)
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(ValueError, match=r"no chat template.*instruction-tuned"):
+        load_policy(folder, device="cpu")
+    (folder / "chat_template.jinja").write_text(template)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "pad_token": None}))
+    with pytest.raises(ValueError, match=r"no pad token.*tokenizer.pad_token"):
+        load_policy(folder, device="cpu")
+
+
+def test_folders_and_names_that_hold_no_model_are_named(tmp_path):
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        load_policy(tmp_path, device="cpu")
+    with pytest.raises(ValueError, match="no-such-org/no-such-model"):
+        load_policy("no-such-org/no-such-model", device="cpu")
+    (tmp_path / "config.json").write_text("{broken")
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        load_policy(tmp_path, device="cpu")
+
+
+def test_bad_options_are_named(model_folder):
+    for options, message in (
+        ({"quantize": "int3"}, "quantize='int3'"),
+        ({"lora_rank": 0}, "lora_rank=0"),
+        ({"dtype": "float8"}, "dtype='float8'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_policy(model_folder, device="cpu", **options)
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="no CUDA GPU"):
+            load_policy(model_folder, device="cuda")
+
+
+def test_layers_that_the_cache_cannot_hold_are_named(tmp_path):
+    folder = save_model(tmp_path, layer_types=["full_attention", "sliding_attention"], use_sliding_window=True)
+    with pytest.raises(ValueError, match="sliding_attention"):
+        load_policy(folder, device="cpu")
+
+
+def test_a_head_that_does_more_than_multiply_is_refused(random_policy):
+    from gtpo_mini import policy as module
+
+    plain = random_policy.model.forward
+    random_policy.model.forward = lambda **kwargs: _scaled(plain(**kwargs))
+    with pytest.raises(ValueError, match="head"):
+        module._check_head(random_policy)
+
+
+def _scaled(output):
+    output.logits = output.logits * 3
+    return output
+
+
+def test_own_models_come_in_by_the_class(random_policy):
+    policy = Policy(random_policy.model, random_policy.tokenizer, "mine")
+    assert policy.context_length == 4096 and policy.eos_ids == {random_policy.tokenizer.eos_token_id}

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+
+from gtpo_mini.config import TrainConfig, load_profile
+from gtpo_mini.loss import token_logprobs
+from gtpo_mini.policy import load_policy
+from gtpo_mini.tasks import Task, load_task
+from gtpo_mini.trainer import Trainer, _passes, _per_token, score
+from gtpo_mini.types import ExecutionResult, Problem, StopReason, Turn
+
+SMALL = replace(load_profile("cpu").train, steps=2, problems_per_step=4, group_size=4, learning_rate=1e-3)
+FAILED = Turn("call", code="print(", result=ExecutionResult(ok=False, error="SyntaxError"))
+END = Turn("end")
+
+
+def run(config=SMALL, policy=None, task=None, **options) -> Trainer:
+    trainer = Trainer(policy or load_policy("tiny", device="cpu"), task or load_task("branching"), config, **options)
+    trainer.train()
+    return trainer
+
+
+def learned(trainer: Trainer) -> list[dict]:
+    """The metrics but for times and memory."""
+    return [{k: v for k, v in m.items() if not k.startswith(("time/", "memory/"))} for m in trainer.history]
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(sandbox):
+    first, second = run(sandbox=sandbox), run(sandbox=sandbox)
+    assert learned(first) == learned(second)
+    for a, b in zip(first.policy.trainable_parameters(), second.policy.trainable_parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert learned(run(replace(SMALL, seed=1), sandbox=sandbox)) != learned(first)
+
+
+def test_arms_see_the_same_problems_and_part_ways_only_by_the_method(sandbox):
+    gtpo, grpo = run(sandbox=sandbox), run(replace(SMALL, method="grpo"), sandbox=sandbox)
+    assert learned(gtpo)[0]["reward/outcome"] == learned(grpo)[0]["reward/outcome"]
+    assert learned(gtpo)[0]["reward/turn_mean"] != learned(grpo)[0]["reward/turn_mean"]
+    assert [r.problem for r in gtpo.last[0]] == [r.problem for r in grpo.last[0]]
+
+
+def test_metrics_file_has_header_steps_and_footer_with_fixed_keys(tmp_path, sandbox):
+    trainer = run(output=tmp_path / "a" / "b", sandbox=sandbox)
+    lines = [json.loads(line) for line in (tmp_path / "a" / "b" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["kind"] for line in lines] == ["header", "step", "step", "footer"]
+    assert {"config", "seed", "commit", "versions", "device", "command", "task", "policy"} <= set(lines[0])
+    assert [{"kind": "step", **metrics} for metrics in trainer.history] == lines[1:3]
+    keys = {
+        "reward/outcome", "reward/turn_mean", "loss/policy", "loss/clip_fraction", "loss/sampler_mismatch", "loss/kl",
+        "rollout/turns", "rollout/calls", "rollout/invalid_calls", "rollout/guesses", "group/silent", "grad/norm",
+        "policy/entropy", "time/rollout", "time/score", "time/update", "time/step", "memory/peak_gib",
+        *(f"rollout/stop_{reason}" for reason in StopReason),
+    }  # fmt: skip
+    assert keys <= set(lines[1]) and set(lines[1]) == set(lines[2])
+    assert sum(lines[1][f"rollout/stop_{reason}"] for reason in StopReason) == pytest.approx(1)
+    assert lines[1]["loss/sampler_mismatch"] < 1e-5
+    with pytest.raises(ValueError, match="holds a run already"):
+        Trainer(trainer.policy, trainer.task, SMALL, tmp_path / "a" / "b")
+
+
+def test_the_step_follows_the_advantages(sandbox):
+    """After one step the tokens of turns with positive advantage are likelier, the others less likely."""
+    config = replace(SMALL, steps=1, problems_per_step=8, learning_rate=1e-4)
+    trainer = run(config, sandbox=sandbox)
+    rollouts, _, advantages = trainer.last
+    old, advantage = _per_token(rollouts, advantages, torch.device("cpu"))
+    with torch.no_grad():
+        change = token_logprobs(trainer.policy, rollouts) - old
+    assert (change * advantage).mean() > 0
+
+
+def test_minibatches_kl_and_lora_learn_too(sandbox):
+    clipped = run(replace(SMALL, minibatches=4, learning_rate=5e-3), sandbox=sandbox)
+    assert max(m["loss/clip_fraction"] for m in clipped.history) > 0
+    kl = run(replace(SMALL, kl_coefficient=0.1, learning_rate=1e-2), sandbox=sandbox)
+    assert kl.history[0]["loss/kl"] == pytest.approx(0, abs=1e-6) and kl.history[1]["loss/kl"] > 0
+    policy = load_policy("tiny", lora_rank=8, device="cpu")
+    before = {name: p.clone() for name, p in policy.model.named_parameters()}
+    run(policy=policy, sandbox=sandbox)
+    changed = {name for name, p in policy.model.named_parameters() if not torch.equal(p, before[name])}
+    assert changed and all("lora" in name for name in changed)
+
+
+def test_kl_holds_the_policy_back(sandbox):
+    def distance(coefficient: float) -> float:
+        config = replace(SMALL, steps=4, learning_rate=3e-3, kl_coefficient=coefficient)
+        trainer = run(config, sandbox=sandbox)
+        return trainer.history[-1]["loss/kl"]
+
+    assert 0 < distance(5.0) < distance(1e-9)
+
+
+def test_a_random_model_in_nf4_takes_steps_and_is_told_that_nothing_is_taught(model_folder, sandbox):
+    policy = load_policy(model_folder, quantize="nf4", device="cpu")
+    config = TrainConfig(steps=1, problems_per_step=2, group_size=2, max_turn_tokens=8)
+    task = Task("mine", (Problem("1", "1 + 1?", "2"),))
+    with pytest.warns(UserWarning) as caught:
+        trainer = run(config, policy, task, sandbox=sandbox)
+    assert any("cut off" in str(w.message) and "max_turn_tokens (8)" in str(w.message) for w in caught)
+    assert trainer.history[0]["group/silent"] == 1.0 and trainer.history[0]["grad/norm"] == 0.0
+    assert any("teaches nothing" in str(w.message) for w in caught)
+
+
+def test_a_step_that_teaches_does_not_warn(sandbox):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(replace(SMALL, steps=1, problems_per_step=8), sandbox=sandbox)
+
+
+def test_score_by_hand(make_trajectory, good_call):
+    """Two rollouts: a failed call, a good one and the right answer; a good call and a wrong answer."""
+    right = make_trajectory(([1], [2], FAILED), ([3], [4], good_call), ([5], [], END))
+    wrong = make_trajectory(([1], [2], good_call), ([3], [], END), answer="2")
+    config = TrainConfig(group_size=2, alpha=0.5)
+    rewards, advantages = score(config, [right, wrong], [True, False])
+    assert rewards == [[-0.1, 0.0, 1.0], [0.0, 0.5]]  # the codes that ran are the same: all the credit there is
+    returns = [-0.1 + 0.81, 0.9, 1.0, 0.45, 0.5]
+    mean = sum(returns) / 5
+    std = (sum((r - mean) ** 2 for r in returns) / 5) ** 0.5
+    assert [a for row in advantages for a in row] == pytest.approx([(r - mean) / std for r in returns])
+    rewards, advantages = score(replace(config, method="grpo"), [right, wrong], [True, False])
+    assert rewards == [[0.0, 0.0, 0.0], [0.0, 0.0]] and not any(map(any, advantages))  # min(accuracy, format)
+
+
+def test_score_shapes_inside_groups_only(make_trajectory, good_call):
+    right = make_trajectory(([1], [2], good_call), ([3], [], END))
+    wrong = make_trajectory(([1], [2], good_call), ([3], [], END), answer="2")
+    config = TrainConfig(group_size=2)
+    rewards, _ = score(config, [right, wrong, wrong, wrong], [True, False, False, False])
+    assert [r[-1] for r in rewards] == [1.0, 0.5, 0.0, 0.0]
+    plain, _ = score(replace(config, alpha=0.0), [right, wrong], [True, False])
+    assert [r[-1] for r in plain] == [1.0, 0.0]
+
+
+def test_grpo_is_gtpo_where_every_rollout_has_one_turn(make_trajectory):
+    rollouts = [make_trajectory(([1], [], END)) for _ in range(4)]
+    correct = [True, False, False, True]
+    config = TrainConfig(group_size=4, alpha=0.0, format_penalty=0.0)
+    (_, gtpo), (_, grpo) = score(config, rollouts, correct), score(replace(config, method="grpo"), rollouts, correct)
+    assert gtpo == grpo == [[1.0], [-1.0], [-1.0], [1.0]]
+
+
+def test_passes_hold_every_rollout_once_and_the_longest_first(make_trajectory):
+    rollouts = [make_trajectory(([1] * n, [], END)) for n in (3, 50, 10, 4, 30)]
+    passes = list(_passes(rollouts, range(5), 64))
+    assert sorted(i for batch in passes for i in batch) == list(range(5)) and passes[0] == [1]
+    assert all(len(b) == 1 or len(b) * len(rollouts[b[0]].token_ids) <= 64 for b in passes)
+
+
+def test_problems_come_once_an_epoch_in_an_order_that_the_seed_fixes(tiny_policy):
+    task = Task("mine", tuple(Problem(str(i), f"q{i}", "1") for i in range(10)))
+    trainer = Trainer(tiny_policy, task, replace(SMALL, problems_per_step=4))
+    order = [p.id for step in range(5) for p in trainer._problems(step)]
+    assert sorted(order[:10]) == sorted(order[10:]) == [str(i) for i in range(10)] and order[:10] != order[10:]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": "ppo"}, {"normalize": "rollout"}, {"gamma": 1.1}, {"gamma": float("nan")}, {"alpha": -0.1},
+        {"group_size": 1}, {"steps": 0}, {"learning_rate": 0.0}, {"learning_rate": float("inf")},
+        {"temperature": 0.0}, {"similarity": "bleu"}, {"max_turns": 0}, {"kl_coefficient": -1.0}, {"seed": -1},
+    ],
+)  # fmt: skip
+def test_bad_configuration_names_field_and_value(changes):
+    (name, value), = changes.items()  # fmt: skip
+    with pytest.raises(ValueError, match=name) as caught:
+        TrainConfig(**changes)
+    assert str(value) in str(caught.value)
+
+
+def test_profiles(monkeypatch):
+    assert load_profile().name == "cpu"
+    monkeypatch.setenv("GTPO_PROFILE", "cpu")
+    assert load_profile().model == "tiny"
+    with pytest.raises(ValueError, match=r"unknown profile 'tpu'.*cpu, t4, rtx"):
+        load_profile("tpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="needs a CUDA GPU"):
+        load_profile("t4")
