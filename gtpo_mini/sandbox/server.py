@@ -13,6 +13,7 @@ import gc
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import stat
@@ -137,7 +138,7 @@ def main(fd: int) -> None:
         os.environ.clear()
         os.environ.update(confine.ENVIRONMENT)
         time.tzset()
-        config["folder"] = _empty_folder()
+        config["folder"], temporary = _empty_folder(config["confinement"] == "full")
         os.chdir(config["folder"])
         cage = confine.Cage(config)
         roots = warm.warm(config["site"], config["preload"], everything=not cage.reads)
@@ -160,22 +161,27 @@ def main(fd: int) -> None:
             pass
         finally:
             server.end()
+            if temporary:
+                shutil.rmtree(config["folder"], ignore_errors=True)
     os._exit(0)
 
 
-def _empty_folder() -> str:
-    """A folder that nobody but root or this user can put anything in: the working directory of all children.
+def _empty_folder(confined: bool) -> tuple[str, bool]:
+    """A folder that nobody else can put anything in, the working directory of all children; and if to remove it.
 
-    Its name is always the same, for snippets that print it; and nothing has to be removed afterwards.
+    Where it can be, its name is always the same: for snippets that print it, and nothing is left to remove.
     """
     path = f"{tempfile.gettempdir()}/gtpo-mini-{os.getuid()}"
-    with contextlib.suppress(FileExistsError):
+    with contextlib.suppress(OSError):
         os.mkdir(path, 0o555)
-    found = os.lstat(path)
-    private = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o222
-    if not private or os.listdir(path):
-        raise PermissionError(f"{path} must be an empty folder of yours that nobody may write to: remove it")
-    return path
+    with contextlib.suppress(OSError):
+        found = os.lstat(path)
+        private = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o222
+        if confined and private and not os.listdir(path):
+            return path, False
+    path = tempfile.mkdtemp(prefix="gtpo-mini-")
+    os.chmod(path, 0o555 if confined else 0o700)
+    return path, True
 
 
 def _same_addresses() -> bool:

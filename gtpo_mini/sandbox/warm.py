@@ -24,13 +24,14 @@ zoneinfo _strptime"""
 NUMPY = """
 import numpy as np
 np.linalg.solve(np.eye(3) + 1.0, np.ones(3)); np.linalg.eig(np.eye(2))
-np.random.default_rng(0).normal(size=3); np.random.rand(2); np.fft.fft(np.ones(4)); np.polyfit([0, 1, 2], [0, 1, 4], 2); str(np.arange(4) / 3)
+np.random.default_rng(0).normal(size=3); np.random.rand(2)
+np.fft.fft(np.ones(4)); np.polyfit([0, 1, 2], [0, 1, 4], 2); str(np.arange(4) / 3)
 np.roots([1, 0, -1]); np.unique(np.array([1, 1])); np.einsum('ij,jk', np.eye(2), np.eye(2))"""
 
 SYMPY = """
 import sympy as sp
 x, y = sp.symbols('x y')
-sp.solve(x**2 - 5*x + 6, x); sp.solve([x + y - 3, x - y - 1], [x, y]); 
+sp.solve(x**2 - 5*x + 6, x); sp.solve([x + y - 3, x - y - 1], [x, y])
 sp.simplify(sp.sin(x)**2 + sp.cos(x)**2)
 sp.integrate(x*sp.exp(x), x); sp.diff(sp.sin(x), x); sp.limit(sp.sin(x)/x, x, 0); sp.factor(x**4 - 1)
 sp.expand((x + 1)**3); sp.series(sp.exp(x), x, 0, 3); sp.factorint(360); sp.isprime(97); sp.Rational(1, 3) + 1
@@ -89,6 +90,8 @@ def warm(site: list[str], preload: list[str], everything: bool) -> list[str]:
     """
     for name in ("OPENBLAS", "OMP", "MKL", "NUMEXPR", "VECLIB_MAXIMUM"):
         os.environ[f"{name}_NUM_THREADS"] = "1"  # a thread here would not survive the fork, its locks would
+    # Each thread's own heap would reserve 64 MiB of a child's address space.
+    getattr(ctypes.CDLL(None), "mallopt", lambda *_: 0)(-8, 1)  # M_ARENA_MAX
     sys.path += [path for path in site if path not in sys.path]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
