@@ -47,7 +47,7 @@ class Link:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket = ours
         keep = {k: v for k, v in os.environ.items() if k in ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")}
-        command = [sys.executable, "-I", "-S", "-c", BOOT, str(Path(__file__).parent), str(theirs.fileno())]
+        command = [sys.executable, "-s", "-S", "-P", "-c", BOOT, str(Path(__file__).parent), str(theirs.fileno())]
         try:
             self._process = subprocess.Popen(
                 command,

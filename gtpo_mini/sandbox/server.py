@@ -68,6 +68,7 @@ class Server:
             os.write(harness.CONTROL, f"{type(problem).__name__}: {problem}".encode())
             os._exit(1)
         try:
+            warm.seed()
             harness.serve(self.roots)
         finally:
             os._exit(1)
@@ -146,7 +147,7 @@ def main(fd: int) -> None:
         server = Server(link, config, cage, roots)
         hello = {
             "tier": cage.tier,
-            "notes": [] if fixed else ["addresses that snippets print vary from start to start"],
+            "notes": [] if fixed else ["the order of a set of types may vary from start to start"],
         }
         gc.collect()
         gc.freeze()  # a collection in a child would touch, and so copy, every page
@@ -185,7 +186,7 @@ def _empty_folder(confined: bool) -> tuple[str, bool]:
 
 
 def _same_addresses() -> bool:
-    """Start over without address randomisation, where that is allowed, so that a printed address repeats.
+    """Start over without address randomisation, where that is allowed: sets of types and of None are ordered by it.
 
     It costs no safety: a snippet may run machine code anyway, and the cage does not count on its ignorance.
     """

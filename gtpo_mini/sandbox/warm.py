@@ -77,7 +77,7 @@ SKIP += ("aesaracode", "__main__", "preview", "plotting", "galgebra", "interacti
 
 
 def warm(site: list[str], preload: list[str], everything: bool) -> list[str]:
-    """Set the module path, import, use, and seed.
+    """Set the module path, import, and use.
 
     Args:
         site: folders of third-party packages.
@@ -104,7 +104,6 @@ def warm(site: list[str], preload: list[str], everything: bool) -> list[str]:
         if everything:
             _import_rest(preload)
     sys.modules["site"].setquit()  # `exit` and `quit`, as in any interpreter
-    _seed()
     sys.argv[:] = [""]
     sys.dont_write_bytecode = True
     paths = sysconfig.get_paths()
@@ -125,11 +124,24 @@ def _import_rest(preload: list[str]) -> None:
             importlib.import_module(name)
 
 
-def _seed() -> None:
-    """The same start for every child, of this trainer and of the next."""
-    random.seed(0)
+_source = random.Random()
+_own_seed = random.Random.seed
+
+
+def _seed_from_source(self, a=None, version=2):
+    """``Random.seed``, but a generator that is made without a seed gets the next of a fixed row."""
+    _own_seed(self, _source.getrandbits(128) if a is None else a, version)
+
+
+def seed() -> None:
+    """The same random numbers in every child, of this trainer and of the next; not ``secrets``. After each fork."""
+    random.seed(0)  # `random` seeds itself anew in a forked process
+    random.Random.seed = _seed_from_source
+    _own_seed(_source, 0)
     if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed(0)
+        numpy = sys.modules["numpy"]
+        numpy.random.seed(0)
+        numpy.random.bit_generator.randbits = _source.getrandbits  # the entropy of default_rng()
     if "sympy" in sys.modules:
         sys.modules["sympy.core.random"].seed(0)
 
