@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import os
 import platform
 import sys
 import threading
@@ -13,15 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 from gtpo_mini.sandbox.canary import ACTS, Protection, judge, victims
 from gtpo_mini.sandbox.child import Child
-from gtpo_mini.sandbox.limits import Limits, SandboxUnavailable
+from gtpo_mini.sandbox.limits import MEND, Limits, SandboxUnavailable
 from gtpo_mini.sandbox.link import Link
 from gtpo_mini.sandbox.syscalls import AUDIT_ARCH
 from gtpo_mini.types import ExecutionResult
 
-MEND = (
-    "Use Linux 5.13 or later with seccomp (on Windows: WSL2; on macOS: Docker, `docker run -it python:3.11`), "
-    'or, where model-written code can do no harm, Sandbox(confinement="unconfined").'
-)
 UNCONFINED = (
     "WARNING: gtpo_mini sandbox is UNCONFINED, as you asked. Model-written code can read and delete your files, "
     "use your network and your tokens. Only time, output and memory are limited."
@@ -39,7 +34,7 @@ class Session:
         self._link, self._limits = link, limits
         self._child: Child | None = link.spawn()
         self._turns: list[tuple[int, str]] = []  # those that ended by themselves
-        self._number = 0
+        self._number, self._lock = 0, threading.Lock()
 
     def run(self, code: str) -> ExecutionResult:
         """Run one turn.
@@ -54,15 +49,16 @@ class Session:
             ValueError: the session is closed.
             SandboxUnavailable: the sandbox itself is broken.
         """
-        if self._child is None:
-            raise ValueError("this session is closed")
-        self._number += 1
-        if not self._child.usable:
-            self._replay()
-        result = self._child.turn(code, self._number, self._limits)
-        if self._child.usable:
-            self._turns.append((self._number, code))
-        return result
+        with self._lock:
+            if self._child is None:
+                raise ValueError("this session is closed")
+            self._number += 1
+            if not self._child.usable:
+                self._replay()
+            result = self._child.turn(code, self._number, self._limits)
+            if self._child.usable:
+                self._turns.append((self._number, code))
+            return result
 
     def _replay(self) -> None:
         self._child.close()
@@ -213,7 +209,7 @@ def run_code(code: str, limits: Limits = Limits()) -> ExecutionResult:
     """
     with _shared_lock:
         sandbox = _shared.get(limits)
-        if sandbox is None or sandbox._link.owner != os.getpid():
+        if sandbox is None or not sandbox._link.alive:
             sandbox = _shared[limits] = Sandbox(limits)
     return sandbox.run(code)
 

@@ -22,15 +22,7 @@ from collections.abc import Callable
 from . import landlock, seccomp
 
 ENVIRONMENT = {"PYTHONHASHSEED": "0", "TZ": "UTC", "LANG": "C.UTF-8", "PATH": "/nowhere", "HOME": "/"}
-LIBRARIES = (
-    "/lib",
-    "/lib64",
-    "/usr/lib",
-    "/usr/lib64",
-    "/usr/local/lib",
-    "/usr/share/zoneinfo",
-    "/dev/urandom",
-)
+LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/share/zoneinfo", "/dev/urandom")
 THREADS = 64  #: per child with a user id of its own
 CPU_TURNS = 100  #: RLIMIT_CPU in units of a turn's limit: the net below the trainer's own, exact, look at the clock
 PDEATHSIG, DUMPABLE, KEEPCAPS, NO_NEW_PRIVS = 1, 4, 8, 38  # prctl
@@ -56,7 +48,20 @@ class Cage:
         self.drops = self.confined and os.getuid() == 0 and self._can(lambda: self._drop(_uid_base(), 0))
         self.chroots = self.drops and not self.landlock and self._can(lambda: os.chroot(config["folder"]))
         self.capability, self._ruleset, self._tasks = 0, -1, (0.0, 0)
-        self.tier = ("root" if self.drops else "user") + ("+landlock" if self.landlock else "")
+
+    @property
+    def tier(self) -> str:
+        return ("root" if self.drops else "user") + ("+landlock" if self.landlock else "")
+
+    @property
+    def notes(self) -> list[str]:
+        """What works less well on this machine, for a person to read."""
+        found = []
+        if not self.reads:
+            found.append("no Landlock: snippets import only what was imported ahead")
+        if not os.path.exists("/proc/self/schedstat"):
+            found.append("the wait for a core cannot be measured: it counts towards the wall limit")
+        return found
 
     @property
     def reads(self) -> bool:
@@ -75,9 +80,11 @@ class Cage:
             low = landlock.ruleset(self.libc, self.landlock, readable)
             self._ruleset = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, 100)  # out of the way of a child's own
             os.close(low)
-        if self.drops and self.landlock and not self._can(lambda: self._look_dropped(folders)):
+        if self.drops and self.landlock and not self._can(lambda: self._look(folders, 0)):
             # The interpreter lies in a folder closed to others (root's home). Landlock still rules reading.
             self.capability = 1 << CAP_DAC_READ_SEARCH
+            if not self._can(lambda: self._look(folders, self.capability)):
+                self.drops = False  # a container without that capability: root's id, but no powers
         self.filter = seccomp.program(self.machine, may_open=bool(self.landlock or self.chroots))
 
     def enter(self, first_fd: int, parent: int) -> None:
@@ -154,8 +161,8 @@ class Cage:
                 os._exit(1)
         return os.waitpid(pid, 0)[1] == 0
 
-    def _look_dropped(self, folders: list[str]) -> None:
-        self._drop(_uid_base(), 0)
+    def _look(self, folders: list[str], capabilities: int) -> None:
+        self._drop(_uid_base(), capabilities)
         for folder in folders:
             os.listdir(folder)
 

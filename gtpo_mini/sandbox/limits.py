@@ -5,6 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
+MEND = (
+    "Use Linux 5.13 or later with seccomp (on Windows: WSL2; on macOS: Docker, `docker run -it python:3.11`), "
+    'or, where model-written code can do no harm, Sandbox(confinement="unconfined").'
+)
+
 
 class SandboxUnavailable(RuntimeError):
     """The sandbox cannot give here what it promises; the message says what is missing and the mend.

@@ -14,7 +14,7 @@ import threading
 from pathlib import Path
 
 from gtpo_mini.sandbox.child import Child
-from gtpo_mini.sandbox.limits import Limits, SandboxUnavailable
+from gtpo_mini.sandbox.limits import MEND, Limits, SandboxUnavailable
 
 # The server is a fresh interpreter: no memory, environment or thread of the trainer is in it. It gets this
 # package under another name, for importing `gtpo_mini` itself would be needless weight.
@@ -96,6 +96,11 @@ class Link:
             data += part
         return data
 
+    @property
+    def alive(self) -> bool:
+        """False once the server has ended, and in a forked copy of the trainer."""
+        return os.getpid() == self.owner and self._process.poll() is None
+
     def spawn(self) -> Child:
         """A fresh child, confined and waiting for its first turn.
 
@@ -111,7 +116,7 @@ class Link:
             raise
         if problem:
             child.close()
-            raise SandboxUnavailable(f"a child could not be confined: {problem}")
+            raise SandboxUnavailable(f"a child could not be confined: {problem}. {MEND}")
         return child
 
     def release(self, pid: int) -> None:

@@ -83,7 +83,6 @@ class Server:
         elif pid in self.children:
             os.kill(pid, signal.SIGKILL)
             if verb == b"W":  # the trainer will still send its K
-                os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
                 info = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
                 died = info.si_status << 8 if info.si_code == os.CLD_EXITED else info.si_status
                 self.link.sendall(REPLY.pack(number, died))
@@ -145,10 +144,8 @@ def main(fd: int) -> None:
         roots = warm.warm(config["site"], config["preload"], everything=not cage.reads)
         cage.prepare(roots)
         server = Server(link, config, cage, roots)
-        hello = {
-            "tier": cage.tier,
-            "notes": [] if fixed else ["the order of a set of types may vary from start to start"],
-        }
+        order = [] if fixed else ["the order of a set of types may differ from trainer to trainer"]
+        hello = {"tier": cage.tier, "notes": cage.notes + order}
         gc.collect()
         gc.freeze()  # a collection in a child would touch, and so copy, every page
         warm.collapse(cage.libc)
@@ -193,7 +190,8 @@ def _same_addresses() -> bool:
     if sys.platform != "linux":
         return False
     libc, no_randomize = ctypes.CDLL(None), 0x0040000
-    if libc.personality(ctypes.c_ulong(0xFFFFFFFF)) & no_randomize:
+    now = libc.personality(ctypes.c_ulong(0xFFFFFFFF))  # asks only
+    if now >= 0 and now & no_randomize:
         return True
     if libc.personality(ctypes.c_ulong(no_randomize)) >= 0:
         os.execv(sys.executable, sys.orig_argv)

@@ -107,8 +107,8 @@ def warm(site: list[str], preload: list[str], everything: bool) -> list[str]:
     sys.argv[:] = [""]
     sys.dont_write_bytecode = True
     paths = sysconfig.get_paths()
-    libraries = [sysconfig.get_config_var("LIBDIR") or paths["stdlib"]]
-    folders = [*site, paths["stdlib"], paths["platstdlib"], *libraries]
+    libraries = os.path.dirname(paths["stdlib"])  # of an environment that brings its own, as conda's do
+    folders = [*site, paths["stdlib"], paths["platstdlib"], libraries]
     folders = [folder for path in folders if os.path.isdir(path) for folder in (path, os.path.realpath(path))]
     return sorted(set(folders), key=len, reverse=True)
 
