@@ -64,10 +64,12 @@ def _plain(kind: object) -> type:
     return options[0] if options else kind
 
 
-def _policy_and_config(arguments: argparse.Namespace):
-    """What train and evaluate share: the profile with the command line's changes, the policy, the task's name."""
+def _policy_config_task(arguments: argparse.Namespace, split: str):
+    """What train and evaluate share: the profile with the command line's changes, then the task, then the policy."""
     from .config import TrainConfig, load_profile
+    from .experiments import arm_config
     from .policy import load_policy
+    from .tasks import load_task
 
     profile = load_profile(arguments.profile)
     model = arguments.model or profile.model
@@ -77,21 +79,20 @@ def _policy_and_config(arguments: argparse.Namespace):
     names = {field.name for field in fields(TrainConfig)}
     changes = {key: value for key, value in vars(arguments).items() if key in names and value is not None}
     config = replace(base, **changes)
+    if arguments.command == "train":
+        config = arm_config(arguments.arm, config)
+    task = load_task(arguments.task or profile.task, split)  # the policy comes last: it takes longest
     quantize = arguments.quantize or (profile.quantize if model == profile.model else None)
     rank = arguments.lora_rank or (profile.lora_rank if model == profile.model else None)
     policy = load_policy(model, quantize, rank, arguments.device or profile.device, seed=config.seed)
-    return policy, config, arguments.task or profile.task
+    return policy, config, task
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    from .experiments import arm_config
-    from .tasks import load_task
     from .trainer import Trainer
 
-    policy, config, task = _policy_and_config(arguments)
-    trainer = Trainer(
-        policy, load_task(task), arm_config(arguments.arm, config), arguments.output, header={"arm": arguments.arm}
-    )
+    policy, config, task = _policy_config_task(arguments, "train")
+    trainer = Trainer(policy, task, config, arguments.output, header={"arm": arguments.arm})
     history = trainer.train()
     last = history[-1]
     print(
@@ -105,11 +106,9 @@ def _train(arguments: argparse.Namespace) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from .evaluate import evaluate
-    from .tasks import load_task
 
     temperature, arguments.temperature = arguments.temperature, None  # 0, greedy, is for evaluation only
-    policy, config, name = _policy_and_config(arguments)
-    task = load_task(name, arguments.split)
+    policy, config, task = _policy_config_task(arguments, arguments.split)
     settings = config.sampling(rows=64, temperature=config.temperature if temperature is None else temperature)
     result = evaluate(policy, task, settings, arguments.samples, arguments.problems, seed=config.seed)
     interval = result.interval

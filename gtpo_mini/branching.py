@@ -1,7 +1,7 @@
 """The offline task: branching word problems that take at least three tool turns.
 
 Each step but the first may depend on what the tool printed for the step before ("if the count is even ... if
-it is odd ..."), so the calls cannot be written ahead. Answers are whole numbers up to about a million, so they
+it is odd ..."), so the calls cannot be written ahead. Answers are whole numbers up to many thousands, so they
 cannot be guessed. The same generator writes imperfect solutions for the cold start: at every turn a call may
 be broken (syntax error, forgotten print) or wrong (operator, number), and may or may not be mended.
 """
@@ -57,7 +57,7 @@ class Step:
 
 def _draw_operation(rng: random.Random) -> Operation:
     symbol = rng.choice("++--**")
-    low, high = {"+": (100, 999), "-": (11, 99), "*": (3, 19)}[symbol]
+    low, high = {"+": (20, 299), "-": (11, 99), "*": (3, 15)}[symbol]
     return Operation(symbol, rng.randint(low, high))
 
 
@@ -67,7 +67,7 @@ def _phrase(op: Operation, rng: random.Random) -> str:
 
 def draw_problem(rng: random.Random, steps: int = 3) -> Problem:
     """One problem; its ``metadata`` holds the start and the steps, which only the trace writer reads."""
-    start, plan, sentences = rng.randint(100, 999), [], []
+    start, plan, sentences = rng.randint(50, 299), [], []
     for index in range(steps):
         test = "" if index == 0 else "even" if index == 1 else rng.choice(("", "even", "large"))
         then, otherwise = _draw_operation(rng), _draw_operation(rng)
@@ -117,8 +117,8 @@ def draw_problems(size: int, split: str = "train", seed: int = 0, steps: int = 3
 class TraceNoise:
     """How imperfect the cold-start traces are; rates in [0, 1]."""
 
-    bad_call: float = 0.32  #: a turn's call is broken or wrong
-    recover: float = 0.5  #: a bad call is followed by a right one
+    bad_call: float = 0.3  #: a turn's call is broken or wrong
+    recover: float = 0.6  #: a bad call is followed by a right one
 
 
 def write_trace(problem: Problem, rng: random.Random, noise: TraceNoise) -> Iterator[str | None]:
@@ -142,7 +142,7 @@ def write_trace(problem: Problem, rng: random.Random, noise: TraceNoise) -> Iter
 
 
 def _bad_code(op: Operation, count: int, rng: random.Random) -> str:
-    kind = rng.choice(("syntax", "no print", "operator", "number"))
+    kind = rng.choice(("syntax", "syntax", "no print", "operator", "number"))
     if kind == "syntax":
         return rng.choice((f"print({count}{op.symbol}{op.number}", f"print({count}{op.symbol}/{op.number})"))
     if kind == "no print":

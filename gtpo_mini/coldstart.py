@@ -119,8 +119,8 @@ def make_trace(
 
 
 def cold_start(
-    folder: Path = TINY_FOLDER, traces: int = 20000, steps: int = 1500, batch: int = 32, seed: int = 0,
-    learning_rate: float = 3e-3, noise: TraceNoise = TraceNoise(),
+    folder: Path = TINY_FOLDER, traces: int = 20000, steps: int = 2200, batch: int = 32, seed: int = 0,
+    learning_rate: float = 4e-3, noise: TraceNoise = TraceNoise(),
 ) -> Policy:  # fmt: skip
     """Make the tiny policy: tokenizer, traces, supervised training on policy tokens; saved to ``folder``.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 TINY_FOLDER = Path(__file__).resolve().parent.parent / "data" / "tiny_policy"
 
@@ -110,7 +111,8 @@ class Policy:
 
     def save(self, folder: str | os.PathLike) -> None:
         """Write weights (or the adapter) as safetensors, and the tokenizer, to ``folder``."""
-        self.model.save_pretrained(folder)
+        with _quiet():
+            self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
 
@@ -162,9 +164,10 @@ def load_policy(
         options["device_map"] = {"": device}
     source = str(folder) if folder.is_dir() else name
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(source, **options)
-    except (OSError, ValueError, KeyError) as error:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(source)
+            model = AutoModelForCausalLM.from_pretrained(source, **options)
+    except Exception as error:  # a broken folder raises whatever its reader happens to raise
         where = "the folder" if folder.is_dir() else "neither a folder here nor a model that the hub gave:"
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"model {name!r}: {where} {source!r} cannot be loaded ({reason})") from error
@@ -175,6 +178,18 @@ def load_policy(
     policy = Policy(model.eval(), tokenizer, name)
     _check_head(policy)
     return policy
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No bar for reading weights: the bars that matter are those of the steps."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _dtype(dtype: str | None, device: str) -> torch.dtype:

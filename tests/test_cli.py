@@ -1,0 +1,110 @@
+"""The command line as a user has it: own model folder, own problems, and one clear error for each bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gtpo_mini.__main__ import main
+from gtpo_mini.policy import load_policy
+
+ROOT = Path(__file__).parents[1]
+SMALL = ["--steps", "2", "--problems-per-step", "2", "--group-size", "2", "--max-turn-tokens", "16"]
+
+
+@pytest.fixture
+def own_task(tmp_path) -> str:
+    rows = [{"question": f"What is {i} + {i}?", "answer": str(2 * i)} for i in range(4)]
+    path = tmp_path / "own.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return f"jsonl:{path}"
+
+
+@pytest.mark.filterwarnings("ignore:step")
+@pytest.mark.parametrize("options", [[], ["--quantize", "nf4"], ["--lora-rank", "4", "--arm", "grpo"]])
+def test_an_own_model_learns_from_own_problems(model_folder, own_task, tmp_path, capsys, options):
+    output = tmp_path / "run"
+    words = ["train", "--model", str(model_folder), "--task", own_task, "--output", str(output), *SMALL, *options]
+    assert main(words) == 0
+    assert "done: 2 steps" in capsys.readouterr().out
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    assert [line["kind"] for line in lines] == ["header", "step", "step", "footer"]
+    assert lines[0]["arm"] == ("grpo" if "grpo" in options else "gtpo")
+    if not options:
+        assert load_policy(output / "policy", device="cpu").context_length == 4096
+    else:
+        assert (output / "policy" / "adapter_model.safetensors").is_file()
+
+
+def test_evaluate_writes_results_per_problem(own_task, tmp_path, capsys):
+    output = tmp_path / "results.json"
+    words = ["evaluate", "--task", own_task, "--samples", "2", "--output", str(output), "--max-turn-tokens", "16"]
+    assert main(words) == 0
+    assert "pass@2" in capsys.readouterr().out
+    assert len(json.loads(output.read_text())["per_problem"]) == 4
+    assert main(["evaluate", "--task", own_task, "--temperature", "0", "--problems", "2"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--task", "nope"], "unknown task 'nope'; known: branching"),
+        (["--profile", "tpu"], "unknown profile 'tpu'; known: cpu"),
+        (["--arm", "ppo"], "unknown arm 'ppo'; known: grpo"),
+        (["--normalize", "rollout"], "normalize='rollout': must be one of group, batch, turn, first"),
+        (["--gamma", "1.5"], "gamma=1.5: must be in [0, 1]"),
+        (["--group-size", "1"], "group_size=1: must be at least 2"),
+        (["--temperature", "0"], "temperature=0.0: must be"),
+        (["--model", "no-such-org/no-such-model"], "no-such-org/no-such-model"),
+        (["--quantize", "int3"], "quantize='int3'"),
+        (["--max-context", "30"], "shorten the question"),
+        (["--task", "jsonl:missing.jsonl"], "no such file"),
+        (["--device", "cuda:99"], "cuda"),
+    ],
+)
+def test_bad_input_gives_one_line_and_no_traceback(options, message, capsys):
+    assert main(["train", *SMALL, *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+    assert len([line for line in error.splitlines() if line.startswith("error:")]) == 1
+
+
+def test_gpu_profiles_say_what_is_missing(capsys):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is there")
+    assert main(["train", "--profile", "t4", *SMALL]) == 2
+    assert "profile 't4' needs a CUDA GPU" in capsys.readouterr().err
+
+
+def test_an_output_folder_is_never_overwritten(tmp_path, own_task, capsys):
+    (tmp_path / "metrics.jsonl").write_text("precious\n")
+    assert main(["train", "--task", own_task, "--output", str(tmp_path), *SMALL]) == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert (tmp_path / "metrics.jsonl").read_text() == "precious\n"
+
+
+def test_the_module_runs_as_a_command():
+    words = [sys.executable, "-m", "gtpo_mini", "train", "--task", "nope"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 2 and done.stderr.strip().startswith("error: unknown task 'nope'")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:step")
+@pytest.mark.parametrize("task", ["gsm8k", "reasoning_gym:gsm_symbolic"])
+def test_a_real_model_in_nf4_takes_gtpo_steps(task, tmp_path, capsys):
+    """Needs GTPO_REAL_MODEL (see the skip message), and for gsm8k GTPO_DATA_DIR or the hub."""
+    folder = os.environ.get("GTPO_REAL_MODEL")
+    if not folder:
+        pytest.skip("set GTPO_REAL_MODEL to the folder that python tests/get_smollm2.py made")
+    small = ["--steps", "2", "--problems-per-step", "1", "--group-size", "4", "--max-turns", "2"]
+    words = ["train", "--model", folder, "--task", task, "--quantize", "nf4", "--output", str(tmp_path / "run"), *small]
+    assert main([*words, "--max-turn-tokens", "96"]) == 0
+    assert "done: 2 steps" in capsys.readouterr().out

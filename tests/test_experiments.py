@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from gtpo_mini.evaluate import evaluate
+from gtpo_mini.experiments import ARMS, load_runs, run_arm, run_arms
+from gtpo_mini.rollout import SamplingSettings
+from gtpo_mini.stats import wilson_interval
+from gtpo_mini.tasks import Task, load_task
+from gtpo_mini.types import Problem
+
+TINY = {"steps": 2, "problems_per_step": 2, "group_size": 4, "eval_problems": 8}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs")
+    run_arms(["grpo", "gtpo"], [0, 1], path, **TINY)
+    return path
+
+
+def bits(run) -> tuple:
+    """What must be the same when a run is made again."""
+    steps = [{k: v for k, v in s.items() if not k.startswith(("time/", "memory/"))} for s in run.steps]
+    return steps, {k: v for k, v in run.footer.items()}
+
+
+def test_runs_are_recorded_whole_and_paired(folder):
+    runs = load_runs(folder)
+    assert [(run.arm, run.seed) for run in runs] == [("grpo", 0), ("grpo", 1), ("gtpo", 0), ("gtpo", 1)]
+    for run in runs:
+        assert len(run.steps) == 2 and len(run.series("reward/outcome")) == 2
+        for when in ("before", "after"):
+            assert len(run.footer[when]["sampled"]["per_problem"]) == 8
+    problems = [set(run.footer["after"]["greedy"]["per_problem"]) for run in runs]
+    assert all(these == problems[0] for these in problems)  # the same held-out problems: differences can be paired
+    first = [run.steps[0]["reward/outcome"] for run in runs]
+    assert first[0] == first[2] and first[1] == first[3]  # the same seed, the same first rollouts
+
+
+def test_a_run_made_again_in_this_process_has_the_same_bits(folder, tmp_path):
+    again = run_arm("gtpo", 1, tmp_path, **TINY)
+    assert bits(again) == bits(load_runs(folder)[3])
+
+
+def test_finished_runs_are_read_unfinished_ones_made_anew(folder, tmp_path):
+    shutil.copytree(folder / "gtpo-seed1", tmp_path / "gtpo-seed1")
+    path = tmp_path / "gtpo-seed1" / "metrics.jsonl"
+    before = path.read_text()
+    run_arms(["gtpo"], [1], tmp_path, **TINY)
+    assert path.read_text() == before
+    path.write_text(before[: len(before) // 2])  # as a kill leaves it
+    with pytest.raises(ValueError, match="no finished run"):
+        load_runs(tmp_path)
+    (run,) = run_arms(["gtpo"], [1], tmp_path, **TINY)
+    assert bits(run) == bits(load_runs(folder)[3])
+    with pytest.raises(ValueError, match="another configuration"):
+        run_arm("grpo", 1, tmp_path / "gtpo-seed1", **TINY)
+
+
+def test_bad_arms_and_settings_are_named_before_anything_runs(tmp_path):
+    with pytest.raises(ValueError, match=r"unknown arm 'ppo'.*grpo, gtpo"):
+        run_arms(["gtpo", "ppo"], [0], tmp_path)
+    with pytest.raises(ValueError, match=r"gamma=2"):
+        run_arms(["gtpo"], [0], tmp_path, gamma=2.0)
+    assert list(tmp_path.iterdir()) == []
+    assert set(ARMS) >= {"grpo", "gtpo"}
+
+
+def test_load_runs_skips_what_is_no_run(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "runs")
+    (tmp_path / "runs" / "other.jsonl").write_text(json.dumps({"question": "?"}) + "\n")
+    assert len(load_runs(tmp_path)) == 4
+
+
+def test_evaluation_counts_by_hand(tiny_policy, sandbox):
+    """A task whose grader looks at nothing but the problem: half of the problems are right whatever is answered."""
+    problems = tuple(Problem(str(i), p.question, p.answer) for i, p in enumerate(load_task("branching").problems[:8]))
+    task = Task("even", problems, grader=lambda problem, answer: int(problem.id) % 2 == 0)
+    settings = SamplingSettings(max_turns=6, max_turn_tokens=40, max_context=512)
+    result = evaluate(tiny_policy, task, settings, samples=3, sandbox=sandbox)
+    answered = [[answer is not None for answer in row] for row in result.answers]
+    expected = [[a and i % 2 == 0 for a in row] for i, row in enumerate(answered)]
+    assert [list(row) for row in result.correct] == expected
+    assert result.accuracy == pytest.approx(sum(map(sum, expected)) / 24)
+    assert result.pass_at(3) == pytest.approx(sum(map(any, expected)) / 8)
+    one = evaluate(tiny_policy, task, settings, problems=8, sandbox=sandbox)
+    assert one.interval == wilson_interval(sum(row[0] for row in one.correct), 8)
