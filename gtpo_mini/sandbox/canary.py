@@ -118,6 +118,11 @@ class Protection:
     allowed: tuple[str, ...] = ()  #: acts that got through
     notes: tuple[str, ...] = ()  #: what works less well here
 
+    def items(self) -> list[tuple[str, str]]:
+        """Rows of a table: the tier, each act and what came of it, the notes."""
+        rows = [("tier", self.tier), *((act, "refused") for act in self.refused)]
+        return [*rows, *((act, "ALLOWED") for act in self.allowed), *(("note", note) for note in self.notes)]
+
     def __str__(self) -> str:
         lines = [f"tier {self.tier}", *(f"  refused: {act}" for act in self.refused)]
         lines += [f"  ALLOWED: {act}" for act in self.allowed]
