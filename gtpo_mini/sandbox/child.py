@@ -99,7 +99,7 @@ class Child:
         raw = code.encode("utf-8", "surrogatepass")
         if len(raw) > MAX_CODE:
             return ExecutionResult(ok=False, error="ValueError: the snippet is longer than 1 MiB")
-        out, err = (_Stream(fd, limits.output_kib * 1024) for fd in (self._out, self._err))
+        out, err = (_Stream(fd, int(limits.output_kib * 1024)) for fd in (self._out, self._err))
         start, cpu_start, timed_out = time.monotonic(), self._cpu(), False
         try:
             self._go()

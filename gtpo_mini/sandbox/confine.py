@@ -16,6 +16,7 @@ import platform
 import resource
 import struct
 import sys
+import threading
 import time
 from collections.abc import Callable
 
@@ -48,6 +49,7 @@ class Cage:
         self.drops = self.confined and os.getuid() == 0 and self._can(lambda: self._drop(_uid_base(), 0))
         self.chroots = self.drops and not self.landlock and self._can(lambda: os.chroot(config["folder"]))
         self.capability, self._ruleset, self._tasks = 0, -1, (0.0, 0)
+        self.bounded = True  #: whether threads are
 
     @property
     def tier(self) -> str:
@@ -61,6 +63,8 @@ class Cage:
             found.append("no Landlock: snippets import only what was imported ahead")
         if not os.path.exists("/proc/self/schedstat"):
             found.append("the wait for a core cannot be measured: it counts towards the wall limit")
+        if not self.bounded:
+            found.append("the threads of a snippet are bounded by its memory only")
         return found
 
     @property
@@ -85,6 +89,9 @@ class Cage:
             self.capability = 1 << CAP_DAC_READ_SEARCH
             if not self._can(lambda: self._look(folders, self.capability)):
                 self.drops = False  # a container without that capability: root's id, but no powers
+        self.count_tasks()
+        if not self.drops and not self._can(self._start_threads):
+            self.bounded = False  # the user runs more than is seen from here, in another container
         self.filter = seccomp.program(self.machine, may_open=bool(self.landlock or self.chroots))
 
     def enter(self, first_fd: int, parent: int) -> None:
@@ -123,8 +130,9 @@ class Cage:
         wanted["RLIMIT_CPU"] = int(CPU_TURNS * self.config["cpu_seconds"]) + 1
         if self.confined:
             # Per user id: exact where a child has one of its own, else a bound on what the user runs in all.
-            wanted["RLIMIT_NPROC"] = THREADS if self.drops else self._tasks[1] + 512
             wanted |= {"RLIMIT_FSIZE": 0, "RLIMIT_NOFILE": 64, "RLIMIT_MEMLOCK": 0, "RLIMIT_MSGQUEUE": 0}
+            if self.bounded:
+                wanted["RLIMIT_NPROC"] = THREADS if self.drops else self._tasks[1] + 512
         for name, value in wanted.items():
             kind = getattr(resource, name)
             hard = resource.getrlimit(kind)[1]
@@ -160,6 +168,12 @@ class Cage:
             except BaseException:
                 os._exit(1)
         return os.waitpid(pid, 0)[1] == 0
+
+    def _start_threads(self) -> None:
+        self._rlimits()
+        threads = [threading.Thread(target=int) for _ in range(4)]
+        for thread in threads:
+            thread.start()
 
     def _look(self, folders: list[str], capabilities: int) -> None:
         self._drop(_uid_base(), capabilities)

@@ -65,7 +65,7 @@ class Link:
         finally:
             theirs.close()
         config = {
-            "memory_bytes": limits.memory_mib << 20,
+            "memory_bytes": int(limits.memory_mib * (1 << 20)),
             "cpu_seconds": limits.cpu_seconds,
             "spares": spares,
             "confinement": confinement,
@@ -108,6 +108,13 @@ class Link:
             SandboxUnavailable: the server is gone, or the child could not be confined.
         """
         pid, fds = self._ask(b"S")
+        if pid < 0:
+            raise SandboxUnavailable(f"the fork server cannot make a child: {os.strerror(-pid)}")
+        if len(fds) < 3:
+            for fd in fds:
+                os.close(fd)
+            self.release(pid)
+            raise SandboxUnavailable("no descriptors left for a child's pipes: close sessions, or raise `ulimit -n`")
         child = Child(pid, fds, self)
         try:
             problem = child.ready()

@@ -38,6 +38,7 @@ class Server:
         self.children: set[int] = set()
         self.spares: list[tuple[int, list[int]]] = []
         self.dying: list[int] = []
+        self.failed = False  #: the last fork ahead
         self.cage, self.roots = cage, roots
 
     def fork(self) -> tuple[int, list[int]]:
@@ -75,8 +76,13 @@ class Server:
 
     def answer(self, verb: bytes, number: int, pid: int) -> None:
         """Carry out one request. A pid that is not our child's is ignored."""
+        self.failed = False
         if verb == b"S":
-            pid, fds = self.spares.pop() if self.spares else self.fork()
+            try:
+                pid, fds = self.spares.pop() if self.spares else self.fork()
+            except OSError as error:  # too many processes or descriptors: the trainer may close some
+                self.link.sendall(REPLY.pack(number, -(error.errno or 1)))
+                return
             socket.send_fds(self.link, [REPLY.pack(number, pid)], fds)
             for fd in fds:
                 os.close(fd)
@@ -98,7 +104,7 @@ class Server:
         with contextlib.suppress(AttributeError, OSError):  # a forked copy of the trainer may hold our socket open
             poll.register(os.pidfd_open(self.config["trainer"]), select.POLLIN)
         while True:
-            short = len(self.spares) < self.config["spares"]
+            short = len(self.spares) < self.config["spares"] and not self.failed
             events = poll.poll(0 if short else 20 if self.dying else None)
             if any(fd != self.link.fileno() for fd, _ in events):
                 return
@@ -108,7 +114,10 @@ class Server:
                     return
                 self.answer(*REQUEST.unpack(data))
             elif short:
-                self.spares.append(self.fork())
+                try:
+                    self.spares.append(self.fork())
+                except OSError:
+                    self.failed = True  # until the next request
             self.dying = [pid for pid in self.dying if os.waitpid(pid, os.WNOHANG)[0] == 0]
 
     def end(self) -> None:
