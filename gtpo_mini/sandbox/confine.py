@@ -74,9 +74,10 @@ class Cage:
 
     def prepare(self, folders: list[str]) -> None:
         """After warming: the ruleset, the filter, and the size from which memory is counted."""
-        with open("/proc/self/statm") if sys.platform == "linux" else open(os.devnull) as file:
-            base = int((file.read().split() or ["0"])[0]) * resource.getpagesize()
-        self.memory = base + self.config["memory_bytes"] if base else resource.RLIM_INFINITY
+        base = 1 << 30  # a guess, where /proc is missing
+        with contextlib.suppress(OSError), open("/proc/self/statm") as file:
+            base = int(file.read().split()[0]) * resource.getpagesize()
+        self.memory = base + self.config["memory_bytes"] if sys.platform == "linux" else resource.RLIM_INFINITY
         if not self.confined:
             return
         if self.landlock:
@@ -185,7 +186,7 @@ class Cage:
         when, count = self._tasks
         if self.confined and not self.drops and time.monotonic() - when > 5:
             count, me = 0, os.getuid()
-            for name in filter(str.isdigit, os.listdir("/proc")):
+            for name in filter(str.isdigit, os.listdir("/proc") if os.path.isdir("/proc") else ()):
                 with contextlib.suppress(OSError):
                     if os.stat(f"/proc/{name}").st_uid == me:
                         count += os.stat(f"/proc/{name}/task").st_nlink - 2

@@ -178,7 +178,9 @@ def _site_folders(modules: tuple[str, ...]) -> list[str]:
     """Where the trainer finds third-party packages: site folders, and homes of what is to be preloaded."""
     found = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
     for name in modules:
-        spec = importlib.util.find_spec(name)
+        spec = None
+        with contextlib.suppress(ImportError, ValueError):  # not installed: nothing to preload
+            spec = importlib.util.find_spec(name.partition(".")[0])
         if spec is not None and spec.origin and spec.submodule_search_locations:
             found.append(str(Path(spec.origin).parent.parent))
     return [path for path in dict.fromkeys(map(os.path.realpath, found)) if os.path.isdir(path)]

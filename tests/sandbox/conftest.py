@@ -1,5 +1,7 @@
 """Fixtures of the sandbox tests; they need no torch, so that these tests also run in `jail.py`."""
 
+from pathlib import Path
+
 import pytest
 from outside import LIMITS, Outside
 
@@ -10,7 +12,7 @@ def pytest_collection_modifyitems(config, items):
     """The long runs (thousands of snippets) only where asked for: `pytest -m slow tests/sandbox`."""
     if "slow" not in (config.option.markexpr or ""):
         for item in items:
-            if item.get_closest_marker("slow"):
+            if item.get_closest_marker("slow") and item.path.is_relative_to(Path(__file__).parent):
                 item.add_marker(pytest.mark.skip(reason="long: pytest -m slow tests/sandbox"))
 
 

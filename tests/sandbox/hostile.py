@@ -119,13 +119,16 @@ PROCESSES = _cases(
             if os.fork() == 0:
                 os.setsid(); time.sleep(20); os._exit(0)
         tried(act)""",
-    subprocess="import subprocess\ntried(lambda: subprocess.run(['true'], check=True))",
+    subprocess="import subprocess\ntried(lambda: subprocess.run(['/bin/true'], check=True))",
     system="print('BREACH') if os.system('true') == 0 else None",
     popen="print('BREACH') if os.popen('echo hello').read() else None",
     posix_spawn="tried(lambda: os.waitpid(os.posix_spawn('/bin/true', ['true'], {{}}), 0))",
     exec="kernel(59, 221, None, None, None)",
     exec_at="kernel(322, 281, -100, None, None, None, 0)",
-    vfork="x = None if ARM else kernel(58, 0) if libc.syscall(57) < 0 else os._exit(0)",
+    raw_fork="""
+        done = -1 if ARM else libc.syscall(57)
+        if done == 0: os._exit(0)
+        if done > 0: print('BREACH'); os.waitpid(done, 0)""",
     raw_clone="""
         done = libc.syscall(220 if ARM else 56, 17, 0, 0, 0, 0)
         if done == 0: os._exit(0)

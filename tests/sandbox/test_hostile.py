@@ -19,4 +19,6 @@ def test_the_suite_sees_what_an_unconfined_snippet_does(outside, capsys):
         seen = [case.name for case in cases if violations(sandbox, outside, case, PRELUDE)]
     outside.reset()
     assert "UNCONFINED" in capsys.readouterr().err
+    missed = [case.name for case in cases if case.name not in seen]
+    print(f"seen without confinement: {len(seen)} of {len(HOSTILE)}; not seen: {missed}")
     assert len(seen) >= len(HOSTILE) / 3, f"{len(seen)} of {len(HOSTILE)}: {seen}"
