@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import gc
 import json
 import os
@@ -16,7 +17,6 @@ import select
 import shutil
 import signal
 import socket
-import stat
 import struct
 import sys
 import tempfile
@@ -147,8 +147,9 @@ def main(fd: int) -> None:
         os.environ.clear()
         os.environ.update(confine.ENVIRONMENT)
         time.tzset()
-        config["folder"], temporary = _empty_folder(config["confinement"] == "full")
-        os.chdir(config["folder"])
+        folder = Folder(config["confinement"] == "full")
+        config["folder"] = folder.path
+        os.chdir(folder.path)
         cage = confine.Cage(config)
         roots = warm.warm(config["site"], config["preload"], everything=not cage.reads)
         cage.prepare(roots)
@@ -168,27 +169,38 @@ def main(fd: int) -> None:
             pass
         finally:
             server.end()
-            if temporary:
-                shutil.rmtree(config["folder"], ignore_errors=True)
+            folder.remove()
     os._exit(0)
 
 
-def _empty_folder(confined: bool) -> tuple[str, bool]:
-    """A folder that nobody else can put anything in, the working directory of all children; and if to remove it.
+class Folder:
+    """An empty folder that nobody else can put anything in: the working directory of all children.
 
-    Where it can be, its name is always the same: for snippets that print it, and nothing is left to remove.
+    Where it can be, its name is always the same, for snippets that print it; servers share it under a lock, and the
+    last one removes it.
     """
-    path = f"{tempfile.gettempdir()}/gtpo-mini-{os.getuid()}"
-    with contextlib.suppress(OSError):
-        os.mkdir(path, 0o555)
-    with contextlib.suppress(OSError):
-        found = os.lstat(path)
-        private = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o222
-        if confined and private and not os.listdir(path):
-            return path, False
-    path = tempfile.mkdtemp(prefix="gtpo-mini-")
-    os.chmod(path, 0o555 if confined else 0o700)
-    return path, True
+
+    def __init__(self, confined: bool) -> None:
+        self.path, self._lock = f"{tempfile.gettempdir()}/gtpo-mini-{os.getuid()}", -1
+        with contextlib.suppress(OSError):
+            os.mkdir(self.path, 0o555)
+        with contextlib.suppress(OSError):
+            self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            fcntl.flock(self._lock, fcntl.LOCK_SH)
+            found = os.fstat(self._lock)
+            private = found.st_uid == os.getuid() and not found.st_mode & 0o222 and not os.listdir(self._lock)
+            if confined and private and os.stat(self.path).st_ino == found.st_ino:  # not removed meanwhile
+                return
+        self.path, self._lock = tempfile.mkdtemp(prefix="gtpo-mini-"), -1
+        os.chmod(self.path, 0o555 if confined else 0o700)
+
+    def remove(self) -> None:
+        with contextlib.suppress(OSError):
+            if self._lock >= 0:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while another server has it
+                os.rmdir(self.path)
+            else:
+                shutil.rmtree(self.path)
 
 
 def _same_addresses() -> bool:

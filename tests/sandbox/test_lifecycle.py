@@ -178,49 +178,58 @@ def test_a_killed_server_leaves_no_child_and_says_so(box):
     sandbox.close()
 
 
-def interrupt_after(seconds: float) -> threading.Timer:
-    """What Jupyter does: SIGINT to the process group; here to ourselves."""
-    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    return timer
+@pytest.fixture
+def interrupt_after():
+    """A function that has SIGINT raised here after some seconds, as Jupyter's stop button does.
+
+    By the alarm clock and not a timer thread: Python drops an exception that falls into the destructor of a thread.
+    """
+    old = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+    yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, old)
 
 
-def test_an_interrupt_leaves_a_usable_sandbox(box):
+def test_an_interrupt_leaves_a_usable_sandbox(box, interrupt_after):
     with box.session() as session:
         session.run("x = 1")
         for number in range(8):
-            timer = interrupt_after(0.05 + 0.01 * number)
             with pytest.raises(KeyboardInterrupt):
+                interrupt_after(0.05 + 0.01 * number)
                 session.run("x = 2\nwhile True: pass") if number % 2 else box.run("import time; time.sleep(9)")
-            timer.join()
             assert box.run("print(3)").stdout == "3\n"
         assert session.run("print(x)").stdout == "1\n"
     assert strangers(box) == []
 
 
-def raise_interrupt(number, frame):
-    raise KeyboardInterrupt
-
-
-def test_an_interrupt_at_any_moment_leaves_a_usable_sandbox():
+def test_an_interrupt_at_any_moment_leaves_a_usable_sandbox(interrupt_after):
     """Interrupts fall into the talk with the server too, not only into the wait for a snippet."""
-    old, caught = signal.signal(signal.SIGALRM, raise_interrupt), 0
-    try:
-        with Sandbox(workers=1) as sandbox:
-            for number in range(60):
-                deadline = time.monotonic() + 1
-                try:
-                    signal.setitimer(signal.ITIMER_REAL, 0.001 + 0.0004 * number)
-                    while time.monotonic() < deadline:  # Python drops an exception that falls into a destructor
-                        sandbox.run("print(1)")
-                except KeyboardInterrupt:
-                    caught += 1
-            assert [r.stdout for r in sandbox.map(["print(2)"] * 10)] == ["2\n"] * 10
-            sandbox.close()
-            assert session_pids(sandbox) == {} and caught >= 50
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, old)
+    caught = 0
+    with Sandbox(workers=1) as sandbox:
+        for number in range(60):
+            deadline = time.monotonic() + 1
+            try:
+                interrupt_after(0.001 + 0.0004 * number)
+                while time.monotonic() < deadline:
+                    sandbox.run("print(1)")
+            except KeyboardInterrupt:
+                caught += 1
+        assert [r.stdout for r in sandbox.map(["print(2)"] * 10)] == ["2\n"] * 10
+        sandbox.close()
+        assert session_pids(sandbox) == {} and caught >= 50
+
+
+def test_no_folder_is_left_and_sandboxes_share_one():
+    path = Path(tempfile.gettempdir()) / f"gtpo-mini-{os.getuid()}"
+    before = set(os.listdir(tempfile.gettempdir()))
+    one, two = Sandbox(workers=1), Sandbox(workers=1)
+    one.close()
+    assert two.run("import os\nprint(os.getcwd())").stdout in (f"{path}\n", "/\n")  # the second: its own root
+    two.close()
+    with Sandbox(workers=1, confinement="unconfined") as sandbox:
+        sandbox.run("open('x', 'w').write('x')")
+    left = set(os.listdir(tempfile.gettempdir())) - before
+    assert not [name for name in left if name.startswith("gtpo-mini-")]
 
 
 def test_the_process_group_of_the_trainer_is_not_the_server_s(box):
