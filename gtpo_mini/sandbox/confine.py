@@ -44,9 +44,9 @@ class Cage:
     def __init__(self, config: dict) -> None:
         self.config, self.confined = config, config["confinement"] == "full"
         self.libc = ctypes.CDLL(None, use_errno=True)
-        self.machine = platform.machine()
+        self.machine, self.uids = platform.machine(), _uid_base()  # now: an empty root has no /proc
         self.landlock = self.confined and landlock.abi(self.libc)
-        self.drops = self.confined and os.getuid() == 0 and self._can(lambda: self._drop(_uid_base(), 0))
+        self.drops = self.confined and os.getuid() == 0 and self._can(lambda: self._drop(self.uids, 0))
         self.chroots = self.drops and not self.landlock and self._can(lambda: os.chroot(config["folder"]))
         self.capability, self._ruleset, self._tasks = 0, -1, (0.0, 0)
         self.bounded = True  #: whether threads are
@@ -109,7 +109,7 @@ class Cage:
             os.chroot(self.config["folder"])
             os.chdir("/")
         if self.drops:
-            self._drop(_uid_base() + os.getpid() % 4096, self.capability)
+            self._drop(self.uids + os.getpid() % 4096, self.capability)
         else:
             self._capset(0)
         self._prctl(DUMPABLE, 0)  # no core dump, no ptrace by a neighbour with the same user id
@@ -177,7 +177,7 @@ class Cage:
             thread.start()
 
     def _look(self, folders: list[str], capabilities: int) -> None:
-        self._drop(_uid_base(), capabilities)
+        self._drop(self.uids, capabilities)
         for folder in folders:
             os.listdir(folder)
 
