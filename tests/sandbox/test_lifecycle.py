@@ -47,7 +47,7 @@ def state(sandbox: Sandbox) -> dict[str, int]:
         "server's descriptors": len(os.listdir(f"/proc/{server}/fd")),
         "processes": len(session_pids(sandbox)),
         "threads": threading.active_count(),
-        "temporary files": len(os.listdir(tempfile.gettempdir())),
+        "temporary files": sum(name.startswith("gtpo-mini-") for name in os.listdir(tempfile.gettempdir())),
     }
 
 
