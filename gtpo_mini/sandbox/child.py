@@ -99,7 +99,7 @@ class Child:
         raw = code.encode("utf-8", "surrogatepass")
         if len(raw) > MAX_CODE:
             return ExecutionResult(ok=False, error="ValueError: the snippet is longer than 1 MiB")
-        out, err = (_Stream(fd, limits.output_kib * 1024) for fd in (self._out, self._err))
+        out, err = (_Stream(fd, int(limits.output_kib * 1024)) for fd in (self._out, self._err))
         start, cpu_start, timed_out = time.monotonic(), self._cpu(), False
         try:
             self._go()
@@ -113,7 +113,8 @@ class Child:
             self._stop()
         for stream in (out, err):
             stream.drain()
-        self.usable = self.usable and out.open and err.open
+        if self.usable and not (out.open and err.open):
+            self.usable, error = False, "RuntimeError: the snippet closed its own output"
         return ExecutionResult(
             ok=not error,
             stdout=out.text(),
@@ -158,11 +159,14 @@ class Child:
         """CPU seconds of all its threads so far."""
         try:
             return time.clock_gettime(self._clock)
-        except OSError:  # it is gone
+        except OSError:  # it is gone, or this system has no such clocks
+            with contextlib.suppress(OSError, ValueError), open(f"/proc/{self.pid}/stat", "rb") as file:
+                ticks = file.read().rpartition(b")")[2].split()[11:13]
+                return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
             return 0.0
 
     def _waited(self) -> float:
-        """Seconds that its main thread was ready to run and got no core: the machine's doing, not the snippet's."""
+        """Seconds that its main thread was ready to run and got no core: the machine's doing, not its own."""
         try:
             with open(f"/proc/{self.pid}/schedstat", "rb") as file:
                 return int(file.read().split()[1]) / 1e9
@@ -212,7 +216,7 @@ def _write(fd: int, data: bytes) -> int:
 
 
 def _parse(reply: bytes, nonce: bytes) -> str | None:
-    """The error text of a complete frame; None while it is incomplete. Anything else did not come from the harness."""
+    """The error text of a complete frame, None while it is incomplete; anything else is a forgery."""
     if len(reply) < FRAME.size and nonce.startswith(reply[:16]):
         return None
     if len(reply) >= FRAME.size:

@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 import atexit
-import os
+import platform
+import sys
 import threading
+import warnings
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
+from gtpo_mini.sandbox.canary import ACTS, Protection, judge, victims
 from gtpo_mini.sandbox.child import Child
-from gtpo_mini.sandbox.limits import Limits
+from gtpo_mini.sandbox.limits import MEND, Limits, SandboxUnavailable
 from gtpo_mini.sandbox.link import Link
+from gtpo_mini.sandbox.syscalls import AUDIT_ARCH
 from gtpo_mini.types import ExecutionResult
+
+UNCONFINED = (
+    "WARNING: gtpo_mini sandbox is UNCONFINED, as you asked. Model-written code can read and delete your files, "
+    "use your network and your tokens. Only time, output and memory are limited."
+)
 
 
 class Session:
-    """The turns of one rollout in one child: variables live from turn to turn, and no other session sees them.
+    """The turns of one rollout in one child: variables live from turn to turn, unseen by other sessions.
 
-    A turn that is killed loses only itself: before the next one, the earlier turns run again in a fresh child.
-    Made by :meth:`Sandbox.session`; one session belongs to one thread at a time.
+    A turn that is killed loses only itself: before the next one, the earlier turns run again in a fresh
+    child. Made by :meth:`Sandbox.session`.
     """
 
     def __init__(self, link: Link, limits: Limits) -> None:
         self._link, self._limits = link, limits
         self._child: Child | None = link.spawn()
         self._turns: list[tuple[int, str]] = []  # those that ended by themselves
-        self._number = 0
+        self._number, self._lock = 0, threading.Lock()
 
     def run(self, code: str) -> ExecutionResult:
         """Run one turn.
@@ -40,15 +49,16 @@ class Session:
             ValueError: the session is closed.
             SandboxUnavailable: the sandbox itself is broken.
         """
-        if self._child is None:
-            raise ValueError("this session is closed")
-        self._number += 1
-        if not self._child.usable:
-            self._replay()
-        result = self._child.turn(code, self._number, self._limits)
-        if self._child.usable:
-            self._turns.append((self._number, code))
-        return result
+        with self._lock:
+            if self._child is None:
+                raise ValueError("this session is closed")
+            self._number += 1
+            if not self._child.usable:
+                self._replay()
+            result = self._child.turn(code, self._number, self._limits)
+            if self._child.usable:
+                self._turns.append((self._number, code))
+            return result
 
     def _replay(self) -> None:
         self._child.close()
@@ -101,9 +111,32 @@ class Sandbox:
     ) -> None:
         if not isinstance(workers, int) or workers < 1:
             raise ValueError(f"Sandbox: workers is {workers!r}: give an integer, at least 1")
+        if confinement not in ("full", "unconfined"):
+            raise ValueError(f'Sandbox: confinement is {confinement!r}: give "full" or "unconfined"')
+        _check_platform(confinement)
         self.limits, self.workers = limits, workers
         self._link = Link(limits, workers, confinement, tuple(preload))
-        self.protection = self._link.hello
+        try:
+            self.protection = self._measure(confinement)
+        except BaseException:
+            self.close()
+            raise
+
+    def _measure(self, confinement: str) -> Protection:
+        """Let the canaries fly; refuse to go on if one of them got through."""
+        hello = self._link.hello
+        with victims(platform.machine()) as (snippet, found):
+            result = self.run(snippet)
+        tier = hello["tier"] if confinement == "full" else "unconfined"
+        protection = judge(tier, result.stdout, found, tuple(hello["notes"]))
+        if confinement == "unconfined":
+            print(UNCONFINED, file=sys.stderr)
+        elif protection.allowed:
+            missing = "; ".join(f"{act} (stopped by {ACTS[act]})" for act in protection.allowed)
+            raise SandboxUnavailable(f"snippets could: {missing}. {MEND} {result.error}")
+        for note in protection.notes:
+            warnings.warn(f"sandbox: {note}", RuntimeWarning, stacklevel=3)
+        return protection
 
     def run(self, code: str) -> ExecutionResult:
         """Run one snippet in a child of its own.
@@ -143,6 +176,15 @@ class Sandbox:
         self.close()
 
 
+def _check_platform(confinement: str) -> None:
+    """Say early, and in words, where the sandbox cannot work."""
+    if sys.platform == "win32":
+        raise SandboxUnavailable("Windows has nothing to confine model-written code with. Use WSL2 or Docker.")
+    known = sys.platform == "linux" and platform.machine() in AUDIT_ARCH and sys.maxsize > 1 << 32
+    if not known and confinement == "full":
+        raise SandboxUnavailable(f"no confinement is known for {sys.platform} on {platform.machine()}. {MEND}")
+
+
 _shared: dict[Limits, Sandbox] = {}
 _shared_lock = threading.Lock()
 
@@ -167,7 +209,7 @@ def run_code(code: str, limits: Limits = Limits()) -> ExecutionResult:
     """
     with _shared_lock:
         sandbox = _shared.get(limits)
-        if sandbox is None or sandbox._link.owner != os.getpid():
+        if sandbox is None or not sandbox._link.alive:
             sandbox = _shared[limits] = Sandbox(limits)
     return sandbox.run(code)
 

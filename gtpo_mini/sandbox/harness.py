@@ -6,6 +6,8 @@ trainer believes only what it measures itself (output, resource use, wait status
 
 from __future__ import annotations
 
+import builtins
+import contextlib
 import io
 import linecache
 import os
@@ -19,11 +21,14 @@ HEADER = struct.Struct("!16sII")  # nonce, number of the turn (0: one shot), byt
 FRAME = struct.Struct("!16scI")  # the same nonce, b"+" or b"-", bytes of error text
 CONTROL = 3  #: descriptor of the socket to the trainer, in the child
 MAX_ERROR = 4000  #: characters of error text
-MAX_EXCEPTION = 1500  #: characters of the exception's own lines, of these
+MAX_LINE = 500  #: characters of one line of it
 
 
 def serve(roots: list[str], read=os.read, write=os.write, leave=os._exit) -> None:
-    """Run turns until the trainer closes its end. Bound as defaults: a snippet that replaces ``os.read`` harms only itself."""
+    """Run turns until the trainer closes its end.
+
+    The defaults are bound early: a snippet that replaces ``os.read`` harms only itself.
+    """
 
     def take(n: int) -> bytes:
         data = b""
@@ -34,6 +39,7 @@ def serve(roots: list[str], read=os.read, write=os.write, leave=os._exit) -> Non
             data += part
         return data
 
+    builtins.open = io.open = _open
     module = types.ModuleType("__main__")
     module.__dict__["__builtins__"] = __builtins__
     sys.modules["__main__"] = module
@@ -58,15 +64,13 @@ def _turn(raw: bytes, name: str, namespace: dict, roots: list[str]) -> str:
     except SystemExit as stop:
         if stop.code is None or stop.code == 0:
             return ""
-        return f"SystemExit: {str(stop.code)[:MAX_EXCEPTION]}"
+        return f"SystemExit: {str(stop.code)[:MAX_LINE]}"
     except BaseException as problem:
         return error_text(problem, roots)
     finally:
         for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
-            try:
+            with contextlib.suppress(BaseException):
                 stream.flush()
-            except BaseException:
-                pass
 
 
 def _open_streams() -> None:
@@ -79,6 +83,13 @@ def _open_streams() -> None:
         text = io.TextIOWrapper(io.BufferedWriter(raw), "utf-8", "backslashreplace", line_buffering=True)
         setattr(sys, name, text)
         setattr(sys, f"__{name}__", text)
+
+
+def _open(file, mode="r", *arguments, _real=io.open, _dup=os.dup, **named):
+    """``open``, except that the null device is the one already open: snippets do redirect output to it."""
+    if isinstance(file, str | os.PathLike) and os.fspath(file) == os.devnull:
+        named["opener"] = lambda path, flags: _dup(0)
+    return _real(file, mode, *arguments, **named)
 
 
 def _join_threads() -> None:
@@ -102,19 +113,20 @@ def error_text(problem: BaseException, roots: list[str]) -> str:
     try:
         summary = traceback.TracebackException.from_exception(problem, limit=-30)
         _clean(summary, roots)
-        last = "".join(summary.format_exception_only()).rstrip()
         whole = "".join(summary.format()).rstrip()
     except BaseException:  # a __str__ that misbehaves, or no memory left
         return type(problem).__name__
     for root in roots:
-        last, whole = last.replace(root + "/", ""), whole.replace(root + "/", "")
-    if len(last) > MAX_EXCEPTION:
-        last = last[: MAX_EXCEPTION - 4] + " ..."
-        return last
-    if len(whole) <= MAX_ERROR:
-        return whole
-    kept = whole[-(MAX_ERROR - 4) :]
-    return "...\n" + kept[kept.index("\n") + 1 :]
+        whole = whole.replace(root + "/", "")
+    lines = [line if len(line) <= MAX_LINE else line[: MAX_LINE - 4] + " ..." for line in whole.splitlines()]
+    kept, room = [], MAX_ERROR - 4
+    for line in reversed(lines):
+        room -= len(line) + 1
+        if room < 0:
+            kept.append("...")
+            break
+        kept.append(line)
+    return "\n".join(reversed(kept))
 
 
 def _clean(summary: traceback.TracebackException | None, roots: list[str]) -> None:

@@ -5,9 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
+MEND = (
+    "Use Linux 5.13 or later with seccomp (on Windows: WSL2; on macOS: Docker, `docker run -it python:3.11`), "
+    'or, where model-written code can do no harm, Sandbox(confinement="unconfined").'
+)
+
 
 class SandboxUnavailable(RuntimeError):
-    """The sandbox cannot give a protection that it promises here; the message says what is missing and the mend.
+    """The sandbox cannot give here what it promises; the message says what is missing and the mend.
 
     It is raised at start or when the sandbox itself breaks, never for what a snippet does: a broken set-up
     must stop the run, not be scored as a wrong answer.
@@ -19,12 +24,12 @@ class Limits:
     """What one snippet, or one turn of a session, may use.
 
     Args:
-        cpu_seconds: CPU time of all threads together, in seconds, above 0. Waiting for a core is not counted.
-        wall_seconds: elapsed time less the time spent waiting for a core, in seconds, above 0.
-        memory_mib: address space on top of the warmed interpreter, in MiB, at least 16. It holds for a child's
-            whole life: all turns of a session share it.
-        output_kib: kept of standard output and as much of standard error, in KiB, at least 1; the rest is cut,
-            and a snippet that writes 16 times as much is stopped.
+        cpu_seconds: CPU time of all threads together, at least 0.01. Waiting for a core is not counted.
+        wall_seconds: elapsed seconds less those spent waiting for a core, at least 0.01.
+        memory_mib: address space on top of the warmed interpreter, in MiB, at least 16. It holds for a
+            child's whole life: all turns of a session share it.
+        output_kib: kept of standard output and as much of standard error, in KiB, at least 1; the rest is
+            cut, and a snippet that writes 16 times as much is stopped.
 
     Raises:
         ValueError: a limit is not a finite number in its range.

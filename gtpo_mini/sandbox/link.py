@@ -14,7 +14,7 @@ import threading
 from pathlib import Path
 
 from gtpo_mini.sandbox.child import Child
-from gtpo_mini.sandbox.limits import Limits, SandboxUnavailable
+from gtpo_mini.sandbox.limits import MEND, Limits, SandboxUnavailable
 
 # The server is a fresh interpreter: no memory, environment or thread of the trainer is in it. It gets this
 # package under another name, for importing `gtpo_mini` itself would be needless weight.
@@ -47,7 +47,7 @@ class Link:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket = ours
         keep = {k: v for k, v in os.environ.items() if k in ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")}
-        command = [sys.executable, "-I", "-S", "-c", BOOT, str(Path(__file__).parent), str(theirs.fileno())]
+        command = [sys.executable, "-s", "-S", "-P", "-c", BOOT, str(Path(__file__).parent), str(theirs.fileno())]
         try:
             self._process = subprocess.Popen(
                 command,
@@ -65,7 +65,7 @@ class Link:
         finally:
             theirs.close()
         config = {
-            "memory_bytes": limits.memory_mib << 20,
+            "memory_bytes": int(limits.memory_mib * (1 << 20)),
             "cpu_seconds": limits.cpu_seconds,
             "spares": spares,
             "confinement": confinement,
@@ -96,6 +96,11 @@ class Link:
             data += part
         return data
 
+    @property
+    def alive(self) -> bool:
+        """False once the server has ended, and in a forked copy of the trainer."""
+        return os.getpid() == self.owner and self._process.poll() is None
+
     def spawn(self) -> Child:
         """A fresh child, confined and waiting for its first turn.
 
@@ -103,6 +108,13 @@ class Link:
             SandboxUnavailable: the server is gone, or the child could not be confined.
         """
         pid, fds = self._ask(b"S")
+        if pid < 0:
+            raise SandboxUnavailable(f"the fork server cannot make a child: {os.strerror(-pid)}")
+        if len(fds) < 3:
+            for fd in fds:
+                os.close(fd)
+            self.release(pid)
+            raise SandboxUnavailable("no descriptors left for a child's pipes: close sessions, or raise `ulimit -n`")
         child = Child(pid, fds, self)
         try:
             problem = child.ready()
@@ -111,7 +123,7 @@ class Link:
             raise
         if problem:
             child.close()
-            raise SandboxUnavailable(f"a child could not be confined: {problem}")
+            raise SandboxUnavailable(f"a child could not be confined: {problem}. {MEND}")
         return child
 
     def release(self, pid: int) -> None:
@@ -163,10 +175,12 @@ class Link:
 
 
 def _site_folders(modules: tuple[str, ...]) -> list[str]:
-    """Where the trainer finds third-party packages: its site folders, and the homes of what is to be preloaded."""
+    """Where the trainer finds third-party packages: site folders, and homes of what is to be preloaded."""
     found = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
     for name in modules:
-        spec = importlib.util.find_spec(name)
+        spec = None
+        with contextlib.suppress(ImportError, ValueError):  # not installed: nothing to preload
+            spec = importlib.util.find_spec(name.partition(".")[0])
         if spec is not None and spec.origin and spec.submodule_search_locations:
             found.append(str(Path(spec.origin).parent.parent))
     return [path for path in dict.fromkeys(map(os.path.realpath, found)) if os.path.isdir(path)]

@@ -8,14 +8,18 @@ socket ends, or the trainer's process does, it kills every child and leaves.
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import fcntl
 import gc
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import struct
 import sys
+import tempfile
 import time
 import traceback
 
@@ -28,20 +32,21 @@ REPLY = struct.Struct("!Ii")
 class Server:
     """Children by pid: those that the trainer has, those forked ahead, those told to die."""
 
-    def __init__(self, link: socket.socket, config: dict) -> None:
+    def __init__(self, link: socket.socket, config: dict, cage: confine.Cage, roots: list[str]) -> None:
         self.link, self.config = link, config
         self.pid = os.getpid()
         self.children: set[int] = set()
         self.spares: list[tuple[int, list[int]]] = []
         self.dying: list[int] = []
-        self.cage = confine.Cage(config)
-        self.roots = config["roots"]
+        self.failed = False  #: the last fork ahead
+        self.cage, self.roots = cage, roots
 
     def fork(self) -> tuple[int, list[int]]:
         """Fork one child; return its pid and the trainer's ends of its pipes."""
         out, out_child = os.pipe()
         err, err_child = os.pipe()
         control, control_child = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.cage.count_tasks()
         pid = os.fork()
         if pid == 0:
             self.child(out_child, err_child, control_child.detach())
@@ -64,21 +69,26 @@ class Server:
             os.write(harness.CONTROL, f"{type(problem).__name__}: {problem}".encode())
             os._exit(1)
         try:
+            warm.seed()
             harness.serve(self.roots)
         finally:
             os._exit(1)
 
     def answer(self, verb: bytes, number: int, pid: int) -> None:
         """Carry out one request. A pid that is not our child's is ignored."""
+        self.failed = False
         if verb == b"S":
-            pid, fds = self.spares.pop() if self.spares else self.fork()
+            try:
+                pid, fds = self.spares.pop() if self.spares else self.fork()
+            except OSError as error:  # too many processes or descriptors: the trainer may close some
+                self.link.sendall(REPLY.pack(number, -(error.errno or 1)))
+                return
             socket.send_fds(self.link, [REPLY.pack(number, pid)], fds)
             for fd in fds:
                 os.close(fd)
         elif pid in self.children:
             os.kill(pid, signal.SIGKILL)
             if verb == b"W":  # the trainer will still send its K
-                os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
                 info = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
                 died = info.si_status << 8 if info.si_code == os.CLD_EXITED else info.si_status
                 self.link.sendall(REPLY.pack(number, died))
@@ -94,7 +104,7 @@ class Server:
         with contextlib.suppress(AttributeError, OSError):  # a forked copy of the trainer may hold our socket open
             poll.register(os.pidfd_open(self.config["trainer"]), select.POLLIN)
         while True:
-            short = len(self.spares) < self.config["spares"]
+            short = len(self.spares) < self.config["spares"] and not self.failed
             events = poll.poll(0 if short else 20 if self.dying else None)
             if any(fd != self.link.fileno() for fd, _ in events):
                 return
@@ -104,7 +114,10 @@ class Server:
                     return
                 self.answer(*REQUEST.unpack(data))
             elif short:
-                self.spares.append(self.fork())
+                try:
+                    self.spares.append(self.fork())
+                except OSError:
+                    self.failed = True  # until the next request
             self.dying = [pid for pid in self.dying if os.waitpid(pid, os.WNOHANG)[0] == 0]
 
     def end(self) -> None:
@@ -118,6 +131,7 @@ class Server:
 
 def main(fd: int) -> None:
     """Read the configuration, get warm, say hello, serve."""
+    fixed = _same_addresses()
     link = socket.socket(fileno=fd)
     os.set_inheritable(fd, False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -133,11 +147,18 @@ def main(fd: int) -> None:
         os.environ.clear()
         os.environ.update(confine.ENVIRONMENT)
         time.tzset()
-        warm.warm(config)
-        server = Server(link, config)
-        hello = server.cage.hello()
+        folder = Folder(config["confinement"] == "full")
+        config["folder"] = folder.path
+        os.chdir(folder.path)
+        cage = confine.Cage(config)
+        roots = warm.warm(config["site"], config["preload"], everything=not cage.reads)
+        cage.prepare(roots)
+        server = Server(link, config, cage, roots)
+        order = [] if fixed else ["the order of a set of types may differ from trainer to trainer"]
+        hello = {"tier": cage.tier, "notes": cage.notes + order}
         gc.collect()
         gc.freeze()  # a collection in a child would touch, and so copy, every page
+        warm.collapse(cage.libc)
     except BaseException:
         hello = {"error": "the fork server failed at its start:\n" + traceback.format_exc(limit=-4)}
     link.sendall(json.dumps(hello).encode() + b"\n")
@@ -148,4 +169,51 @@ def main(fd: int) -> None:
             pass
         finally:
             server.end()
-    sys.exit(0)
+            folder.remove()
+    os._exit(0)
+
+
+class Folder:
+    """An empty folder that nobody else can put anything in: the working directory of all children.
+
+    Where it can be, its name is always the same, for snippets that print it; servers share it under a lock, and the
+    last one removes it.
+    """
+
+    def __init__(self, confined: bool) -> None:
+        self.path, self._lock = f"{tempfile.gettempdir()}/gtpo-mini-{os.getuid()}", -1
+        with contextlib.suppress(OSError):
+            os.mkdir(self.path, 0o555)
+        with contextlib.suppress(OSError):
+            self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            fcntl.flock(self._lock, fcntl.LOCK_SH)
+            found = os.fstat(self._lock)
+            private = found.st_uid == os.getuid() and not found.st_mode & 0o222 and not os.listdir(self._lock)
+            if confined and private and os.stat(self.path).st_ino == found.st_ino:  # not removed meanwhile
+                return
+        self.path, self._lock = tempfile.mkdtemp(prefix="gtpo-mini-"), -1
+        os.chmod(self.path, 0o555 if confined else 0o700)
+
+    def remove(self) -> None:
+        with contextlib.suppress(OSError):
+            if self._lock >= 0:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while another server has it
+                os.rmdir(self.path)
+            else:
+                shutil.rmtree(self.path)
+
+
+def _same_addresses() -> bool:
+    """Start over without address randomisation, where that is allowed: sets of types and of None are ordered by it.
+
+    It costs no safety: a snippet may run machine code anyway, and the cage does not count on its ignorance.
+    """
+    if sys.platform != "linux":
+        return False
+    libc, no_randomize = ctypes.CDLL(None), 0x0040000
+    now = libc.personality(ctypes.c_ulong(0xFFFFFFFF))  # asks only
+    if now >= 0 and now & no_randomize:
+        return True
+    if libc.personality(ctypes.c_ulong(no_randomize)) >= 0:
+        os.execv(sys.executable, sys.orig_argv)
+    return False

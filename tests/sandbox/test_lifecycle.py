@@ -1,0 +1,245 @@
+"""Load, leaks, and how everything ends."""
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from outside import strangers
+
+from gtpo_mini.sandbox import Limits, Sandbox
+
+ORDINARY = [
+    "print(sum(range(1000)))",
+    "import math\nprint(math.factorial(30))",
+    "import numpy as np\nprint(np.arange(10).sum())",
+    "import sympy as sp\nx = sp.Symbol('x')\nprint(sp.solve(x**2 - 4, x))",
+    "import time\ntime.sleep(0.01)\nprint('slept')",
+    "1 / 0",
+]
+
+
+def session_pids(sandbox: Sandbox) -> dict[int, str]:
+    """State of each process in the fork server's session, zombies too."""
+    found = {}
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            parts = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(parts[3]) == sandbox._link._process.pid:
+            found[int(name)] = parts[0]
+    return found
+
+
+def state(sandbox: Sandbox) -> dict[str, int]:
+    """What could grow."""
+    gc.collect()
+    server = sandbox._link._process.pid
+    return {
+        "descriptors": len(os.listdir("/proc/self/fd")),
+        "server's descriptors": len(os.listdir(f"/proc/{server}/fd")),
+        "processes": len(session_pids(sandbox)),
+        "threads": threading.active_count(),
+        "temporary files": sum(name.startswith("gtpo-mini-") for name in os.listdir(tempfile.gettempdir())),
+    }
+
+
+def memory(pid: int | str) -> float:
+    """Resident MiB."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) / 256
+
+
+def run_many(sandbox: Sandbox, executions: int) -> None:
+    for number in range(executions // 10):
+        with sandbox.session() as session:
+            for turn in range(4):
+                session.run(ORDINARY[(number + turn) % 6])
+        sandbox.map(ORDINARY)
+
+
+def check_no_growth(executions: int) -> None:
+    limits = Limits(cpu_seconds=2, wall_seconds=5)
+    with Sandbox(limits) as sandbox:
+        run_many(sandbox, 100)
+        time.sleep(0.3)
+        before, mib = state(sandbox), [memory("self"), memory(sandbox._link._process.pid)]
+        run_many(sandbox, executions)
+        for code in ("while True: pass", "import os; os._exit(1)", "while True: print('x' * 999)"):
+            with sandbox.session() as session:
+                session.run(code)
+                session.run("1")
+        deadline = time.monotonic() + 5
+        while (after := state(sandbox)) != before and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert {k: v for k, v in after.items() if v > before[k]} == {}
+        assert "Z" not in session_pids(sandbox).values()
+        grown = [memory("self") - mib[0], memory(sandbox._link._process.pid) - mib[1]]
+        assert max(grown) < 4, f"MiB: {grown}"
+
+
+def test_nothing_grows():
+    check_no_growth(300)
+
+
+@pytest.mark.slow
+def test_nothing_grows_in_ten_thousand_executions():
+    check_no_growth(10_000)
+
+
+def check_load(snippets: int) -> None:
+    """No time limit is hit by ordinary snippets while three busy processes a core compete with them."""
+    burners = [
+        subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"]) for _ in range(3 * (os.cpu_count() or 1))
+    ]
+    try:
+        with Sandbox(Limits(cpu_seconds=1, wall_seconds=1.2), workers=4) as sandbox:
+            results = sandbox.map(ORDINARY[n % 5] for n in range(snippets))
+    finally:
+        for burner in burners:
+            burner.kill()
+            burner.wait()
+    assert [r for r in results if not r.ok] == []
+
+
+def test_no_false_time_out_under_load():
+    check_load(150)
+
+
+@pytest.mark.slow
+def test_no_false_time_out_in_five_thousand_under_load():
+    check_load(5000)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+TRAINER = """
+import sys, threading, time
+from gtpo_mini.sandbox import Sandbox
+sandbox = Sandbox()
+sessions = [sandbox.session() for _ in range(5)]
+busy = "import threading\\ndef spin():\\n    while True: pass\\nthreading.Thread(target=spin, daemon=True).start()"
+sessions[0].run(busy)
+threading.Thread(target=sessions[1].run, args=("while True: pass",), daemon=True).start()
+threading.Thread(target=sessions[2].run, args=("import time; time.sleep(99)",), daemon=True).start()
+{more}
+print(sandbox._link._process.pid, flush=True)
+time.sleep(60)
+"""
+# A forked copy of the trainer (a data loader's worker) holds the server's socket open.
+FORKED = "import os\nif os.fork() == 0:\n    os.setsid(); time.sleep(30); os._exit(0)\n"
+
+
+@pytest.mark.parametrize("more", ["", FORKED], ids=["alone", "with a forked worker"])
+def test_a_killed_trainer_leaves_no_process(more):
+    trainer = subprocess.Popen(
+        [sys.executable, "-c", TRAINER.format(more=more)], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    server = int(trainer.stdout.readline())
+    time.sleep(0.3)
+    children = Path(f"/proc/{server}/task/{server}/children").read_text().split()
+    assert len(children) >= 5
+    trainer.send_signal(signal.SIGKILL)
+    trainer.wait()
+    deadline = time.monotonic() + 1
+    pids = [server, *map(int, children)]
+    while any(map(alive, pids)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert [pid for pid in pids if alive(pid)] == []
+    trainer.stdout.close()
+
+
+def test_a_killed_server_leaves_no_child_and_says_so(box):
+    from gtpo_mini.sandbox import SandboxUnavailable
+
+    sandbox = Sandbox(workers=1)
+    sessions = [sandbox.session() for _ in range(3)]
+    pids = [session._child.pid for session in sessions]
+    os.kill(sandbox._link._process.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 2
+    while any(map(alive, pids)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not any(map(alive, pids))
+    with pytest.raises(SandboxUnavailable):
+        sandbox.run("1")
+    with pytest.raises(SandboxUnavailable):
+        sessions[0].run("1")
+    sandbox.close()
+
+
+@pytest.fixture
+def interrupt_after():
+    """A function that has SIGINT raised here after some seconds, as Jupyter's stop button does.
+
+    By the alarm clock and not a timer thread: Python drops an exception that falls into the destructor of a thread.
+    """
+    old = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+    yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, old)
+
+
+def test_an_interrupt_leaves_a_usable_sandbox(box, interrupt_after):
+    with box.session() as session:
+        session.run("x = 1")
+        for number in range(8):
+            with pytest.raises(KeyboardInterrupt):
+                interrupt_after(0.05 + 0.01 * number)
+                session.run("x = 2\nwhile True: pass") if number % 2 else box.run("import time; time.sleep(9)")
+            assert box.run("print(3)").stdout == "3\n"
+        assert session.run("print(x)").stdout == "1\n"
+    assert strangers(box) == []
+
+
+def test_an_interrupt_at_any_moment_leaves_a_usable_sandbox(interrupt_after):
+    """Interrupts fall into the talk with the server too, not only into the wait for a snippet."""
+    caught = 0
+    with Sandbox(workers=1) as sandbox:
+        for number in range(60):
+            deadline = time.monotonic() + 1
+            try:
+                interrupt_after(0.001 + 0.0004 * number)
+                while time.monotonic() < deadline:
+                    sandbox.run("print(1)")
+            except KeyboardInterrupt:
+                caught += 1
+        assert [r.stdout for r in sandbox.map(["print(2)"] * 10)] == ["2\n"] * 10
+        sandbox.close()
+        assert session_pids(sandbox) == {} and caught >= 50
+
+
+def test_no_folder_is_left_and_sandboxes_share_one():
+    path = Path(tempfile.gettempdir()) / f"gtpo-mini-{os.getuid()}"
+    before = set(os.listdir(tempfile.gettempdir()))
+    one, two = Sandbox(workers=1), Sandbox(workers=1)
+    one.close()
+    assert two.run("import os\nprint(os.getcwd())").stdout in (f"{path}\n", "/\n")  # the second: its own root
+    two.close()
+    with Sandbox(workers=1, confinement="unconfined") as sandbox:
+        sandbox.run("open('x', 'w').write('x')")
+    left = set(os.listdir(tempfile.gettempdir())) - before
+    assert not [name for name in left if name.startswith("gtpo-mini-")]
+
+
+def test_the_process_group_of_the_trainer_is_not_the_server_s(box):
+    assert os.getpgid(box._link._process.pid) != os.getpgid(0)
+
+
+def test_a_sandbox_that_is_forgotten_is_ended():
+    code = "from gtpo_mini.sandbox import Sandbox\ns = Sandbox()\nx = s.session()\nprint(s._link._process.pid)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    deadline = time.monotonic() + 1
+    while alive(int(done.stdout)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not alive(int(done.stdout))
