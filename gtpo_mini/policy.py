@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
 
+from .attention import install
+
 TINY_FOLDER = Path(__file__).resolve().parent.parent / "data" / "tiny_policy"
 
 
@@ -45,6 +47,7 @@ class Policy:
         if other:
             raise ValueError(f"model {name!r}: layers of type {sorted(other)}; the rollout caches full attention only")
         self.eos_ids = self._eos_ids()
+        self.takes_attend = install(self._plain)  #: rollouts can share their group's prompt
         self._frozen: nn.Module | None = None
 
     @property
@@ -55,6 +58,11 @@ class Policy:
     def device(self) -> torch.device:
         """Where the model's first weight lies."""
         return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the embeddings, and so of what flows through the model (quantised weights have another)."""
+        return self.model.get_input_embeddings().weight.dtype
 
     def _eos_ids(self) -> frozenset[int]:
         found = getattr(self._plain.generation_config, "eos_token_id", None)
