@@ -17,6 +17,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "shared_prefix"
+_FUSED = ("cpu",)  # where torch has one operation for it; elsewhere plain matrix products
 
 
 def _dispatch(
@@ -65,7 +66,7 @@ def attend_part(
     >>> mean.tolist(), round(log_sum.exp().item(), 3)
     ([[[[1.0, 3.0]]]], 3.0)
     """
-    if query.device.type == "cpu":  # one fused operation, which gives the denominator too
+    if query.device.type in _FUSED and key.shape[-1] == value.shape[-1]:  # it gives the denominator too
         result, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             query, key, value, attn_mask=mask, scale=1.0
         )
