@@ -100,6 +100,10 @@ class Policy:
         """What the optimiser changes: all weights, or the adapter's."""
         return [p for p in self.model.parameters() if p.requires_grad]
 
+    def checkpoint_gradients(self) -> None:
+        """Keep only each layer's input in a training pass, and compute the layer again in the backward pass."""
+        self._plain.activation_checkpointing_enable({"use_reentrant": False})
+
     def keep_reference(self) -> None:
         """Remember the present weights as the reference policy; LoRA needs no copy."""
         if not self.is_lora:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from .ongoing import Ongoing
 from .reader import _CHUNK, _PASS, Reader
 from .types import ExecutionResult, Problem, StopReason, Trajectory, Turn
 
@@ -23,72 +24,20 @@ _TOOL_TOKENS = 2100  # a tool result has at most 2,000 characters and its frame
 _UNREADABLE = ExecutionResult(ok=False, error="The code block was not closed with ```, so nothing was run.")
 
 
-@dataclass(eq=False)
-class _Rollout:
-    """A rollout under way. ``ids[:cached]`` are in the cache, in row ``row``."""
-
-    number: int
-    group: int
-    problem: Problem
-    prompt_length: int
-    ids: list[int]
-    mask: list[int]
-    index: list[int]
-    logprobs: list[float]
-    row: int = -1
-    cached: int = 0
-    turn_start: int = 0
-    uniforms: list[float] = field(default_factory=list)
-    turns: list[Turn] = field(default_factory=list)
-    turn: Turn | None = None  # the turn that waits for its tool
-    pending: Future[ExecutionResult] | None = None
-    due: int = 0  # the step at which the tool's result enters
-    session: Any = None
-    stop: StopReason | None = None
-    answer: str | None = None
-
-    def push(self, token: int, logprob: float) -> None:
-        """One token of the policy."""
-        self.ids.append(token)
-        self.mask.append(1)
-        self.index.append(len(self.turns))
-        self.logprobs.append(logprob)
-
-    def read_result(self, ids: Sequence[int]) -> None:
-        """The tool's text."""
-        self.ids.extend(ids)
-        self.mask.extend([0] * len(ids))
-        self.index.extend([len(self.turns)] * len(ids))
-        self.logprobs.extend([0.0] * len(ids))
-
-    def freeze(self) -> Trajectory:
-        return Trajectory(
-            problem=self.problem,
-            token_ids=tuple(self.ids),
-            prompt_length=self.prompt_length,
-            loss_mask=tuple(self.mask),
-            turn_index=tuple(self.index),
-            logprobs=tuple(self.logprobs),
-            turns=tuple(self.turns),
-            stop=self.stop,
-            answer=self.answer,
-        )
-
-
 class Scheduler:
     """One call of `RolloutEngine.generate`: P groups of ``group_size`` rollouts on a fixed number of rows."""
 
     def __init__(self, engine: RolloutEngine, problems: Sequence[Problem], group_size: int, seed: int) -> None:
         self.policy, self.protocol, self.sandbox = engine.policy, engine.protocol, engine.sandbox
         self.settings, self.stop_tokens, self.seed = engine.settings, engine.stop_tokens, seed
-        self.rollouts: list[_Rollout] = []
+        self.rollouts: list[Ongoing] = []
         for group, problem in enumerate(problems):
             ids = engine.encode_prompt(problem)
             for number in range(group * group_size, (group + 1) * group_size):
                 blank = ([0] * len(ids), [-1] * len(ids), [0.0] * len(ids))
-                self.rollouts.append(_Rollout(number, group, problem, len(ids), list(ids), *blank))
+                self.rollouts.append(Ongoing(number, group, problem, len(ids), list(ids), *blank))
         self.queue = deque(self.rollouts)
-        self.rows: list[_Rollout | None] = [None] * min(self.settings.rows, len(self.rollouts))
+        self.rows: list[Ongoing | None] = [None] * min(self.settings.rows, len(self.rollouts))
         longest = max(r.prompt_length for r in self.rollouts)
         room = self.settings.max_turns * (self.settings.max_turn_tokens + _TOOL_TOKENS)
         self.context = min(engine.context, longest + room)
@@ -149,7 +98,7 @@ class Scheduler:
             rollout.cached = rollout.prompt_length - 1
         self.reader.drop_prompts({r.group for r in self.queue})
 
-    def _catch_up(self, behind: list[_Rollout]) -> list[_Rollout]:
+    def _catch_up(self, behind: list[Ongoing]) -> list[Ongoing]:
         """Read a chunk of the rollouts with the most to read; returns those left for another pass of this step."""
         behind.sort(key=lambda r: r.cached - len(r.ids))
         lengths = [min(_CHUNK, len(r.ids) - r.cached) for r in behind]
@@ -171,7 +120,7 @@ class Scheduler:
         at = [base if r is None else r.cached for r, base in zip(self.rows, self.reader.bases, strict=True)]
         return self.reader.read(range(len(ids)), ids, at)
 
-    def _sample(self, rollouts: list[_Rollout], logits: torch.Tensor) -> None:
+    def _sample(self, rollouts: list[Ongoing], logits: torch.Tensor) -> None:
         """Draw one token for each of R rollouts from logits (R, V), each with its own random numbers."""
         temperature = self.settings.temperature
         logprobs = torch.log_softmax(logits / (temperature or 1.0), dim=-1)  # (R, V)
@@ -187,12 +136,12 @@ class Scheduler:
             rollout.push(token, logprob)
             self._after_token(rollout, token)
 
-    def _begin_turn(self, rollout: _Rollout) -> None:
+    def _begin_turn(self, rollout: Ongoing) -> None:
         rollout.turn_start = len(rollout.ids)
         stream = np.random.default_rng([self.seed, rollout.number, len(rollout.turns)])
         rollout.uniforms = stream.random(self.settings.max_turn_tokens).tolist()
 
-    def _after_token(self, rollout: _Rollout, token: int) -> None:
+    def _after_token(self, rollout: Ongoing, token: int) -> None:
         ended = token in self.policy.eos_ids
         if not ended and token in self.stop_tokens:
             ended = self.protocol.is_complete(self.policy.decode(rollout.ids[rollout.turn_start :]))
@@ -203,12 +152,12 @@ class Scheduler:
         elif len(rollout.ids) >= self.context:
             self._stop(rollout, StopReason.CONTEXT, self._turn_now(rollout))
 
-    def _turn_now(self, rollout: _Rollout) -> Turn:
+    def _turn_now(self, rollout: Ongoing) -> Turn:
         text = self.policy.decode(rollout.ids[rollout.turn_start :])
         parsed = self.protocol.read(text)
         return Turn(text, code=parsed.code, malformed=parsed.malformed)
 
-    def _end_turn(self, rollout: _Rollout) -> None:
+    def _end_turn(self, rollout: Ongoing) -> None:
         rollout.turn = self._turn_now(rollout)
         if rollout.turn.code is not None:
             rollout.pending = self.pool.submit(self._run_tool, rollout, rollout.turn.code)
@@ -221,12 +170,12 @@ class Scheduler:
             self._stop(rollout, reason, rollout.turn)
         rollout.due = -(-(self.clock + 2) // _BEAT) * _BEAT
 
-    def _run_tool(self, rollout: _Rollout, code: str) -> ExecutionResult:
+    def _run_tool(self, rollout: Ongoing, code: str) -> ExecutionResult:
         if rollout.session is None:
             rollout.session = self.sandbox.session()
         return rollout.session.run(code)
 
-    def _take_result(self, rollout: _Rollout) -> None:
+    def _take_result(self, rollout: Ongoing) -> None:
         """Append the tool's text, waiting for it if need be, and begin the next turn."""
         result = rollout.pending.result()
         rollout.pending = None
@@ -241,13 +190,13 @@ class Scheduler:
             rollout.turns.append(turn)
             self._begin_turn(rollout)
 
-    def _stop(self, rollout: _Rollout, reason: StopReason, turn: Turn) -> None:
+    def _stop(self, rollout: Ongoing, reason: StopReason, turn: Turn) -> None:
         rollout.turns.append(turn)
         rollout.stop = reason
         self.rows[rollout.row] = None
         self._close_session(rollout)
 
-    def _close_session(self, rollout: _Rollout) -> None:
+    def _close_session(self, rollout: Ongoing) -> None:
         if rollout.session is not None:
             self.pool.submit(rollout.session.close)  # leaving the pool waits for it
             rollout.session = None

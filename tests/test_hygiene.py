@@ -22,8 +22,8 @@ ORDER = (
     *("checks", "stats"),  # plain helpers, of use anywhere
     *("types", "sandbox", "branching", "tasks", "protocol"),
     *("attention", "policy"),
-    *("cache", "reader", "scheduler", "rollout"),
-    *("rewards", "shaping", "advantages", "loss"),
+    *("cache", "reader", "ongoing", "scheduler", "rollout"),
+    *("rewards", "shaping", "advantages", "packing", "loss"),
     *("config", "metrics"),  # settings of the parts before them, and what a trainer measures
     *("coldstart", "trainer", "evaluate", "experiments"),
     *("plots", "display", "reproduce", "cli"),
