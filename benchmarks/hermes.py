@@ -181,6 +181,12 @@ def make_model(folder: Path, template: str, steps: int = 150) -> None:
     policy.save(folder)
 
 
-def load(folder: Path) -> HermesPolicy:
+def load_parts(folder: Path) -> tuple:
+    """Model and tokenizer as any user of transformers has them."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
-    return HermesPolicy(model.eval(), AutoTokenizer.from_pretrained(folder), "hermes")
+    return model.eval(), AutoTokenizer.from_pretrained(folder)
+
+
+def load(folder: Path) -> HermesPolicy:
+    """The same as our policy."""
+    return HermesPolicy(*load_parts(folder), "hermes")

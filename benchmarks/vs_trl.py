@@ -128,10 +128,10 @@ def compare(path: str, tool, workers: int, steps: int, folder: Path) -> dict:
             logging_steps=10**6, disable_tqdm=True, log_completions=False,
             use_transformers_continuous_batching=path == "batching",
         )  # fmt: skip
-        policy = hermes.load(folder)
+        model, tokenizer = hermes.load_parts(folder)
         data = [{"prompt": [{"role": "user", "content": p.question}]} for p in hermes.coin_task(64).problems]
         trainer = Theirs(
-            model=policy.model, processing_class=policy.tokenizer, args=config, tools=[tool],
+            model=model, processing_class=tokenizer, args=config, tools=[tool],
             train_dataset=Dataset.from_list(data), callbacks=[interleave],
             reward_funcs=lambda completions, **_: [float(random.random() < 0.5) for _ in completions],
         )  # fmt: skip
