@@ -69,7 +69,7 @@ class Ours:
                 "update": metrics["time/update"],
                 "step": metrics["time/step"],
                 "tokens": sum(sum(r.loss_mask) for r in rollouts),
-                "calls": sum(turn.calls_tool for r in rollouts for turn in r.turns),
+                "calls": sum(len(r.turns) - 1 for r in rollouts),  # whose result entered, as counted below
                 "prompt_tokens": rollouts[0].prompt_length,
                 "gtpo_over_grpo": (times[1] - times[0]) / metrics["time/step"],
             }
