@@ -40,9 +40,11 @@ class TrainConfig:
     minibatches: int = 1  #: optimiser steps that share one batch of rollouts
     clip_low: float = 0.2
     clip_high: float = 0.28
+    importance_cap: float | None = 2.0  #: of the weights where sampler and trainer differ; None: no weights
     kl_coefficient: float = 0.0  #: 0: no reference policy is kept
     max_grad_norm: float = 1.0
-    tokens_per_pass: int = 4096  #: padded tokens of one forward and backward pass, at most
+    tokens_per_pass: int = 4096  #: tokens of one forward and backward pass, at most
+    gradient_checkpointing: bool = False  #: compute activations again in the backward pass: less memory, more time
     temperature: float = 1.0
     max_turns: int = 6
     max_turn_tokens: int = 256
@@ -65,6 +67,7 @@ class TrainConfig:
             check(getattr(self, name) >= 1, name, "at least 1")
         for name in ("learning_rate", "temperature", "max_grad_norm"):
             check(0 < getattr(self, name) < math.inf, name, "a finite number above 0")
+        check(self.importance_cap is None or 0 < self.importance_cap < math.inf, "importance_cap", "above 0, or None")
         check(self.seed >= 0, "seed", "at least 0")
         load_similarity(self.similarity)
         self.sampling()

@@ -7,17 +7,20 @@ from collections.abc import Sequence
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from .packing import Packing, packed_tokens
 from .policy import Policy
 from .types import Trajectory
 
 _CHUNK_LOGITS = 2**24  # logits held at a time: 64 MiB in float32
+_PAYS = 0.85  # packing costs some sorting of tokens: it must save more than that
 
 
 def token_logprobs(policy: Policy, trajectories: Sequence[Trajectory], temperature: float = 1.0) -> torch.Tensor:
     """Log-probabilities of all policy tokens, rollout after rollout, as one flat tensor (M,).
 
-    Rollouts are padded on the right, from their lengths, never from ids; in a causal model what comes after a
-    token cannot touch it, so no attention mask is needed. Logits exist only for policy tokens, a chunk at a time.
+    A prompt that several rollouts share is run once where that saves work (`Packing`). Otherwise rollouts are padded
+    on the right, from their lengths, never from ids; in a causal model what comes after a token cannot touch it, so
+    no attention mask is needed. Logits exist only for policy tokens, a chunk at a time.
 
     Args:
         policy: the model; gradients flow if they are enabled.
@@ -27,17 +30,15 @@ def token_logprobs(policy: Policy, trajectories: Sequence[Trajectory], temperatu
     Returns:
         (M,) float32, each at most 0.
     """
-    lengths = [len(t.token_ids) for t in trajectories]
-    width = max(lengths)
-    ids_BT = torch.zeros(len(trajectories), width, dtype=torch.long)  # (B, T)
-    mask_BT = torch.zeros(len(trajectories), width, dtype=torch.bool)  # (B, T)
-    for row, trajectory in enumerate(trajectories):
-        ids_BT[row, : lengths[row]] = torch.tensor(trajectory.token_ids)
-        mask_BT[row, : lengths[row]] = torch.tensor(trajectory.loss_mask, dtype=torch.bool)
-    ids_BT, mask_BT = ids_BT.to(policy.device), mask_BT.to(policy.device)
-    hidden_BTD = policy.hidden_states(ids_BT[:, :-1], use_cache=False)  # (B, T-1, D)
-    hidden_MD = hidden_BTD[mask_BT[:, 1:]]  # (M, D): the state before each policy token
-    targets_M = ids_BT[:, 1:][mask_BT[:, 1:]]  # (M,)
+    padded = len(trajectories) * max(len(t.token_ids) for t in trajectories)
+    if policy.takes_attend and packed_tokens(trajectories) <= _PAYS * padded:
+        packing = Packing(trajectories, policy.device)
+        hidden_1ND = policy.hidden_states(
+            packing.ids, position_ids=packing.positions, attention_mask=packing.mask, attend=packing, use_cache=False
+        )
+        hidden_MD, targets_M = hidden_1ND[0, packing.before], packing.targets
+    else:
+        hidden_MD, targets_M = _padded_states(policy, trajectories)
 
     def of_chunk(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         logits = policy.logits(hidden) / temperature  # (m, V)
@@ -49,6 +50,20 @@ def token_logprobs(policy: Policy, trajectories: Sequence[Trajectory], temperatu
     # The logits of a chunk are computed again in the backward pass rather than kept.
     parts = zip(hidden_MD.split(chunk), targets_M.split(chunk), strict=True)
     return torch.cat([checkpoint(of_chunk, h, t, use_reentrant=False) for h, t in parts])
+
+
+def _padded_states(policy: Policy, trajectories: Sequence[Trajectory]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The state before each policy token (M, D) and the token (M,), by one padded pass over whole rollouts."""
+    lengths = [len(t.token_ids) for t in trajectories]
+    width = max(lengths)
+    ids_BT = torch.zeros(len(trajectories), width, dtype=torch.long)  # (B, T)
+    mask_BT = torch.zeros(len(trajectories), width, dtype=torch.bool)  # (B, T)
+    for row, trajectory in enumerate(trajectories):
+        ids_BT[row, : lengths[row]] = torch.tensor(trajectory.token_ids)
+        mask_BT[row, : lengths[row]] = torch.tensor(trajectory.loss_mask, dtype=torch.bool)
+    ids_BT, mask_BT = ids_BT.to(policy.device), mask_BT.to(policy.device)
+    hidden_BTD = policy.hidden_states(ids_BT[:, :-1], use_cache=False)  # (B, T-1, D)
+    return hidden_BTD[mask_BT[:, 1:]], ids_BT[:, 1:][mask_BT[:, 1:]]
 
 
 def clipped_surrogate(
@@ -80,3 +95,24 @@ def clipped_surrogate(
     plain = ratio * advantages  # (M,)
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high) * advantages  # (M,)
     return -torch.minimum(plain, clipped), clipped < plain
+
+
+def importance_weights(logprobs: torch.Tensor, sampled: torch.Tensor, cap: float | None) -> torch.Tensor:
+    """Truncated importance weights: how much likelier the trainer finds a token than the sampler did, at most ``cap``.
+
+    They matter where the two compute differently (another precision, kernel or engine); in float32 both agree to
+    1e-5, and the weights are 1.
+
+    Args:
+        logprobs: (M,) under the trainer's policy before the update, without gradient.
+        sampled: (M,) as the sampler kept them.
+        cap: above 0; None: all weights are 1.
+
+    Source: [D] of METHOD: truncated importance sampling, one weight a token.
+
+    >>> importance_weights(torch.log(torch.tensor([0.2, 0.9])), torch.log(torch.tensor([0.4, 0.1])), cap=2.0)
+    tensor([0.5000, 2.0000])
+    """
+    if cap is None:
+        return torch.ones_like(logprobs)
+    return (logprobs - sampled).exp().clamp(max=cap)  # (M,)

@@ -13,6 +13,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from .attention import install
+
 TINY_FOLDER = Path(__file__).resolve().parent.parent / "data" / "tiny_policy"
 
 
@@ -46,6 +48,7 @@ class Policy:
         if other:
             raise ValueError(f"model {name!r}: layers of type {sorted(other)}; the rollout caches full attention only")
         self.eos_ids = self._eos_ids()
+        self.takes_attend = install(self._plain)  #: rollouts can share their group's prompt
         self._frozen: nn.Module | None = None
 
     @property
@@ -56,6 +59,11 @@ class Policy:
     def device(self) -> torch.device:
         """Where the model's first weight lies."""
         return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the embeddings, and so of what flows through the model (quantised weights have another)."""
+        return self.model.get_input_embeddings().weight.dtype
 
     def _eos_ids(self) -> frozenset[int]:
         found = getattr(self._plain.generation_config, "eos_token_id", None)
@@ -92,6 +100,10 @@ class Policy:
     def trainable_parameters(self) -> list[nn.Parameter]:
         """What the optimiser changes: all weights, or the adapter's."""
         return [p for p in self.model.parameters() if p.requires_grad]
+
+    def checkpoint_gradients(self) -> None:
+        """Keep only each layer's input in a training pass, and compute the layer again in the backward pass."""
+        self._plain.activation_checkpointing_enable({"use_reentrant": False})
 
     def keep_reference(self) -> None:
         """Remember the present weights as the reference policy; LoRA needs no copy."""

@@ -6,7 +6,7 @@ import json
 import random
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -15,8 +15,9 @@ from tqdm.auto import tqdm
 
 from .advantages import grpo_advantages, gtpo_advantages
 from .config import TrainConfig
-from .loss import clipped_surrogate, token_logprobs
+from .loss import clipped_surrogate, importance_weights, token_logprobs
 from .metrics import describe_rollouts, mean, peak_gib, run_header
+from .packing import passes, per_token
 from .policy import Policy
 from .protocol import ToolProtocol, load_protocol
 from .rewards import trajectory_reward, turn_rewards
@@ -96,6 +97,8 @@ class Trainer:
         self.last: tuple[list[Trajectory], list[list[float]], list[list[float]]] = ([], [], [])  #: of the last step
         if self.config.kl_coefficient:
             policy.keep_reference()
+        if self.config.gradient_checkpointing:
+            policy.checkpoint_gradients()
         self.optimizer = torch.optim.AdamW(
             policy.trainable_parameters(), lr=self.config.learning_rate, weight_decay=0.0
         )
@@ -167,18 +170,21 @@ class Trainer:
         if config.minibatches > 1:
             random.Random(f"{config.seed}-{step}-minibatches").shuffle(order)
         self.policy.model.train()
+        before = self._before_update(rollouts, order) if config.minibatches > 1 else {}
         for part in range(config.minibatches):
             members = order[part :: config.minibatches]
             tokens = sum(sum(rollouts[i].loss_mask) for i in members)
             # Without a KL term a rollout with advantage 0 everywhere has no gradient: it only counts as tokens.
             taught = [i for i in members if any(advantages[i]) or config.kl_coefficient]
             self.optimizer.zero_grad()
-            for batch in _passes(rollouts, taught, config.tokens_per_pass):
+            for batch in passes(rollouts, taught, config.tokens_per_pass):
                 chosen = [rollouts[i] for i in batch]
                 logprobs = token_logprobs(self.policy, chosen, config.temperature)  # (M,)
-                old, advantage = _per_token(chosen, [advantages[i] for i in batch], logprobs.device)  # (M,), (M,)
+                sampled, advantage = per_token(chosen, [advantages[i] for i in batch], logprobs.device)  # (M,), (M,)
+                old = torch.cat([before[i] for i in batch]) if before else logprobs.detach()  # (M,)
+                weights = importance_weights(old, sampled, config.importance_cap)  # (M,)
                 loss, clipped = clipped_surrogate(logprobs, old, advantage, config.clip_low, config.clip_high)  # (M,)
-                total = loss.sum()
+                total = (weights * loss).sum()
                 if config.kl_coefficient:
                     with torch.no_grad(), self.policy.as_reference() as reference:
                         base = token_logprobs(reference, chosen, config.temperature)  # (M,)
@@ -187,9 +193,9 @@ class Trainer:
                     sums["loss/kl"] += kl.sum().item()
                 (total / tokens).backward()
                 read += len(logprobs)
-                sums["loss/policy"] += loss.sum().item()
+                sums["loss/policy"] += (weights * loss).sum().item()
                 sums["loss/clip_fraction"] += clipped.sum().item()
-                sums["loss/sampler_mismatch"] += (logprobs - old).abs().sum().item()
+                sums["loss/sampler_mismatch"] += (old - sampled).abs().sum().item()
                 sums["policy/entropy"] -= logprobs.sum().item()
             norms.append(
                 torch.nn.utils.clip_grad_norm_(self.policy.trainable_parameters(), config.max_grad_norm).item()
@@ -197,6 +203,16 @@ class Trainer:
             self.optimizer.step()
         self.policy.model.eval()
         return {**{key: value / max(1, read) for key, value in sums.items()}, "grad/norm": mean(norms)}
+
+    @torch.no_grad()
+    def _before_update(self, rollouts: list[Trajectory], members: list[int]) -> dict[int, torch.Tensor]:
+        """Each rollout's log-probabilities (M_i,) under the policy that the coming updates start from."""
+        found = {}
+        for batch in passes(rollouts, members, self.config.tokens_per_pass):
+            logprobs = token_logprobs(self.policy, [rollouts[i] for i in batch], self.config.temperature)  # (M,)
+            parts = logprobs.split([sum(rollouts[i].loss_mask) for i in batch])
+            found |= dict(zip(batch, parts, strict=True))
+        return found
 
     def _warn_if_nothing_is_taught(self, metrics: dict[str, float], rollouts: list[Trajectory]) -> None:
         where = f"step {metrics['step']} of {self.config.method}"
@@ -219,31 +235,3 @@ class Trainer:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"kind": kind, **line}) + "\n")
-
-
-def _passes(rollouts: Sequence[Trajectory], members: Sequence[int], tokens: int) -> Iterator[list[int]]:
-    """Split rollouts into passes of at most ``tokens`` padded tokens (or one rollout), the longest first.
-
-    The longest first: if it does not fit into memory, that shows in the first pass.
-    """
-    batch: list[int] = []
-    for i in sorted(members, key=lambda i: -len(rollouts[i].token_ids)):
-        if batch and (len(batch) + 1) * len(rollouts[batch[0]].token_ids) > tokens:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
-
-
-def _per_token(
-    rollouts: Sequence[Trajectory], advantages: Sequence[Sequence[float]], device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The sampler's log-probability and the advantage of each policy token: (M,), (M,)."""
-    old, advantage = [], []
-    for rollout, advantages_N in zip(rollouts, advantages, strict=True):
-        for logprob, turn, is_policy in zip(rollout.logprobs, rollout.turn_index, rollout.loss_mask, strict=True):
-            if is_policy:
-                old.append(logprob)
-                advantage.append(advantages_N[turn])
-    return torch.tensor(old, device=device), torch.tensor(advantage, device=device)

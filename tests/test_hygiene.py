@@ -20,9 +20,10 @@ MAX_LINES = 260
 # The way of the data: a module imports only from those before it. A new module gets its place here.
 ORDER = (
     *("checks", "stats"),  # plain helpers, of use anywhere
-    *("types", "sandbox", "branching", "tasks", "protocol", "policy"),
-    *("cache", "scheduler", "rollout"),
-    *("rewards", "shaping", "advantages", "loss"),
+    *("types", "sandbox", "branching", "tasks", "protocol"),
+    *("attention", "policy"),
+    *("cache", "reader", "ongoing", "scheduler", "rollout"),
+    *("rewards", "shaping", "advantages", "packing", "loss"),
     *("config", "metrics"),  # settings of the parts before them, and what a trainer measures
     *("coldstart", "trainer", "evaluate", "experiments"),
     *("plots", "display", "reproduce", "cli"),

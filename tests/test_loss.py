@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import pytest
 import torch
+from conftest import save_model
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gtpo_mini import loss
 from gtpo_mini.loss import clipped_surrogate, token_logprobs
+from gtpo_mini.packing import Packing
+from gtpo_mini.policy import load_policy
 from gtpo_mini.types import Turn
 
 
@@ -41,6 +45,44 @@ def test_values_and_gradients_equal_the_naive_ones(random_policy, make_trajector
         gradients = [torch.autograd.grad((values * weights).sum(), parameters) for values in (ours, naive)]
         for a, b in zip(*gradients, strict=True):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "llama", "qwen3"])
+def test_a_shared_prompt_run_once_gives_the_naive_values_and_gradients(kind, make_trajectory, tmp_path, monkeypatch):
+    """Groups of unequal size and prompt, refused and single-token rollouts among them; grouped-query attention."""
+    policy = load_policy(save_model(tmp_path, kind), device="cpu")
+    last, prompts = Turn("end"), [tuple(range(3, 40)), tuple(range(50, 72))]
+    trajectories = [
+        make_trajectory(([7, 8], [0, 0, 9], last), ([10], [], last), prompt=prompts[0]),
+        make_trajectory(([11], [], last), prompt=prompts[1]),
+        make_trajectory(([0, 12, 2], [3], last), ([4, 5, 6], [1], last), ([2], [], last), prompt=prompts[0]),
+        make_trajectory(([0, 12, 2], [3], last), prompt=prompts[1]),
+        make_trajectory(([11], [], last), prompt=prompts[0]),
+    ]
+    seen = []
+    monkeypatch.setattr(loss, "Packing", lambda *args: seen.append(1) or Packing(*args))
+    parameters = policy.trainable_parameters()
+    for options in ({}, {"checkpointing": True}):
+        if options:
+            policy.model.activation_checkpointing_enable({"use_reentrant": False})
+        policy.model.train()
+        ours, naive = token_logprobs(policy, trajectories, 0.9), naive_logprobs(policy, trajectories, 0.9)
+        torch.testing.assert_close(ours, naive, atol=1e-5, rtol=1e-5)
+        weights = torch.linspace(-1, 1, len(ours))
+        gradients = [torch.autograd.grad((values * weights).sum(), parameters) for values in (ours, naive)]
+        for a, b in zip(*gradients, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+    assert len(seen) == 2  # it was packed both times
+
+
+def test_only_a_prompt_that_is_shared_is_packed(random_policy, make_trajectory, monkeypatch):
+    monkeypatch.setattr(loss, "Packing", None)
+    last = Turn("end")
+    token_logprobs(random_policy, [make_trajectory(([7] * 9, [], last), prompt=(5, n)) for n in range(4)])
+    with pytest.raises(TypeError):  # and this one would have been
+        token_logprobs(random_policy, [make_trajectory(([7] * 9, [], last), prompt=(5,) * 20) for n in range(4)])
+    random_policy.takes_attend = False
+    token_logprobs(random_policy, [make_trajectory(([7] * 9, [], last), prompt=(5,) * 20) for n in range(4)])
 
 
 def test_tool_tokens_are_read_but_not_trained(random_policy, make_trajectory):

@@ -4,7 +4,6 @@ import pytest
 import torch
 from conftest import save_model
 
-from gtpo_mini.loss import token_logprobs
 from gtpo_mini.policy import load_policy
 from gtpo_mini.protocol import FencedProtocol, ParsedTurn, load_protocol
 from gtpo_mini.rollout import RolloutEngine, SamplingSettings
@@ -46,21 +45,81 @@ def assert_consistent(trajectory, policy, protocol):
         assert tool == ([] if last else policy.encode(protocol.tool_text(turn.result)))
 
 
-@pytest.mark.parametrize("kind", ["qwen2", "llama", "qwen3"])
-def test_sampler_and_trainer_agree_to_1e5_across_turns_refills_and_long_outputs(kind, tmp_path, sandbox):
-    policy = load_policy(save_model(tmp_path, kind), device="cpu")
+def assert_equals_a_fresh_forward(policy, rollouts):
+    """The sampler's log-probability of every policy token is that of one plain forward pass of its rollout."""
+    for rollout in rollouts:
+        ids = torch.tensor(rollout.token_ids)[None]
+        with torch.no_grad():
+            logprobs = torch.log_softmax(policy.model(ids).logits[0].float(), -1)
+        mine = [t for t, m in enumerate(rollout.loss_mask) if m]
+        kept = torch.tensor([rollout.logprobs[t] for t in mine])
+        fresh = torch.stack([logprobs[t - 1, ids[0, t]] for t in mine])
+        torch.testing.assert_close(kept, fresh, atol=1e-5, rtol=0)
+
+
+SHAPES = [
+    ("qwen2", {}),
+    ("llama", {"num_attention_heads": 8, "num_key_value_heads": 2}),
+    ("qwen3", {"num_key_value_heads": 1}),
+    ("qwen2", {"num_key_value_heads": 4, "tie_word_embeddings": True}),
+    ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}}),
+]
+
+
+@pytest.mark.parametrize("kind, changes", SHAPES, ids=lambda x: x if isinstance(x, str) else "-".join(x) or "plain")
+def test_sampler_equals_a_fresh_forward_across_turns_refills_and_long_outputs(kind, changes, tmp_path, sandbox):
+    policy = load_policy(save_model(tmp_path, kind, **changes), device="cpu")
+    assert policy.takes_attend
     protocol = OftenCalls()
-    protocol.code = "print('some words ' * 60)"  # longer than a chunk is wide, in tokens
+    protocol.code = "print('some words ' * 60)"
     settings = SamplingSettings(max_turns=3, max_turn_tokens=30, rows=5)
     rollouts = RolloutEngine(policy, protocol, sandbox, settings).generate(problems(), group_size=4, seed=3)
     assert len(rollouts) == 12 and max(len(r.turns) for r in rollouts) == 3
     assert max(len(r.token_ids) for r in rollouts) > 400
     for rollout in rollouts:
         assert_consistent(rollout, policy, protocol)
-        with torch.no_grad():
-            fresh = token_logprobs(policy, [rollout])
-        kept = torch.tensor([x for x, m in zip(rollout.logprobs, rollout.loss_mask, strict=True) if m])
-        torch.testing.assert_close(kept, fresh, atol=1e-5, rtol=0)
+    assert_equals_a_fresh_forward(policy, rollouts)
+
+
+def test_long_prompts_and_outputs_are_read_in_chunks_of_any_size(random_policy, sandbox, monkeypatch):
+    protocol = OftenCalls()
+    protocol.code = "import random; print('some words ' * random.Random(len(dir())).choice([1, 40]))"
+    settings = SamplingSettings(max_turns=3, max_turn_tokens=25, rows=7)
+    engine = RolloutEngine(random_policy, protocol, sandbox, settings)
+    whole = engine.generate(problems(), group_size=4)
+    monkeypatch.setattr("gtpo_mini.reader._CHUNK", 13)
+    monkeypatch.setattr("gtpo_mini.scheduler._CHUNK", 13)
+    monkeypatch.setattr("gtpo_mini.reader._PASS", 30)
+    monkeypatch.setattr("gtpo_mini.scheduler._PASS", 30)
+    parts = engine.generate(problems(), group_size=4)
+    assert_equals_a_fresh_forward(random_policy, parts)
+    assert [r.token_ids for r in parts] == [r.token_ids for r in whole]
+
+
+@pytest.mark.parametrize("group_size", [1, 3])
+def test_a_policy_that_cannot_share_prompts_rolls_out_the_same(group_size, model_folder, sandbox):
+    sharing, other = load_policy(model_folder, device="cpu"), load_policy(model_folder, device="cpu")
+    other.model.set_attn_implementation("eager")
+    other = type(other)(other.model, other.tokenizer)
+    assert sharing.takes_attend and not other.takes_attend
+    settings = SamplingSettings(max_turns=3, max_turn_tokens=20, rows=4)
+    a, b = (
+        RolloutEngine(p, OftenCalls(), sandbox, settings).generate(problems(), group_size) for p in (sharing, other)
+    )
+    assert [r.token_ids for r in a] == [r.token_ids for r in b]
+    assert_equals_a_fresh_forward(other, b)
+
+
+def test_lora_rolls_out_with_its_adapter(model_folder, sandbox):
+    policy = load_policy(model_folder, device="cpu", lora_rank=4)
+    for name, weight in policy.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.3)
+    settings = SamplingSettings(max_turns=2, max_turn_tokens=20)
+    rollouts = RolloutEngine(policy, OftenCalls(), sandbox, settings).generate(problems(), 3)
+    assert_equals_a_fresh_forward(policy, rollouts)
+    with policy.model.disable_adapter(), pytest.raises(AssertionError):
+        assert_equals_a_fresh_forward(policy, rollouts)
 
 
 def test_the_same_seed_gives_the_same_rollouts_whatever_runs_beside(random_policy, sandbox):
@@ -74,14 +133,36 @@ def test_the_same_seed_gives_the_same_rollouts_whatever_runs_beside(random_polic
     assert len({r.token_ids for r in run(9)}) == 9  # members of a group differ
 
 
-def test_greedy_equals_generate(random_policy, sandbox):
-    settings = SamplingSettings(temperature=0.0, max_turns=1, max_turn_tokens=40)
-    for rollout in RolloutEngine(random_policy, load_protocol(), sandbox, settings).generate(problems()):
-        prompt = torch.tensor(rollout.token_ids[: rollout.prompt_length])[None]
-        expected = random_policy.model.generate(
-            prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=40
-        )
-        assert list(rollout.token_ids) == expected[0].tolist()
+@pytest.mark.parametrize("kind, changes", SHAPES[:3], ids=[kind for kind, _ in SHAPES[:3]])
+def test_greedy_equals_generate_token_for_token_in_every_turn(kind, changes, tmp_path, sandbox):
+    policy = load_policy(save_model(tmp_path, kind, **changes), device="cpu")
+    settings = SamplingSettings(temperature=0.0, max_turns=3, max_turn_tokens=40, rows=4)
+    turns = 0
+    for rollout in RolloutEngine(policy, OftenCalls(), sandbox, settings).generate(problems(), 2):
+        for number in range(len(rollout.turns)):
+            mine = [t for t, n in enumerate(rollout.turn_index) if n == number and rollout.loss_mask[t]]
+            prefix = torch.tensor(rollout.token_ids[: mine[0]])[None]
+            expected = policy.model.generate(
+                prefix, attention_mask=torch.ones_like(prefix), do_sample=False, max_new_tokens=len(mine)
+            )
+            assert [rollout.token_ids[t] for t in mine] == expected[0, mine[0] :].tolist()
+            turns += 1
+    assert turns > 6
+
+
+def test_batch_composition_and_order_do_not_matter(random_policy, sandbox):
+    def run(chosen: list[Problem], group_size: int, rows: int):
+        settings = SamplingSettings(temperature=0.0, max_turns=3, max_turn_tokens=25, rows=rows)
+        found = RolloutEngine(random_policy, OftenCalls(), sandbox, settings).generate(chosen, group_size)
+        return {rollout.problem.id: rollout for rollout in found}
+
+    base = run(problems(5), 3, 15)
+    for other in (run(problems(5)[::-1], 3, 15), run(problems(5), 1, 2), run(problems(5), 4, 7)):
+        for name, rollout in base.items():
+            assert rollout.token_ids == other[name].token_ids
+            assert rollout.logprobs == pytest.approx(other[name].logprobs, abs=1e-5)
+    alone = run(problems(5)[3:4], 1, 1)["3"]
+    assert alone.token_ids == base["3"].token_ids and alone.logprobs == pytest.approx(base["3"].logprobs, abs=1e-5)
 
 
 def test_samples_follow_the_model_s_probabilities(random_policy, sandbox):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from dataclasses import replace
 
@@ -9,9 +10,12 @@ import torch
 
 from gtpo_mini.config import TrainConfig, load_profile
 from gtpo_mini.loss import token_logprobs
+from gtpo_mini.packing import passes, per_token
 from gtpo_mini.policy import load_policy
+from gtpo_mini.protocol import load_protocol
+from gtpo_mini.rollout import RolloutEngine
 from gtpo_mini.tasks import Task, load_task
-from gtpo_mini.trainer import Trainer, _passes, _per_token, score
+from gtpo_mini.trainer import Trainer, score
 from gtpo_mini.types import ExecutionResult, Problem, StopReason, Turn
 
 SMALL = replace(load_profile("cpu").train, steps=2, problems_per_step=4, group_size=4, learning_rate=1e-3)
@@ -69,7 +73,7 @@ def test_the_step_follows_the_advantages(sandbox):
     config = replace(SMALL, steps=1, problems_per_step=8, learning_rate=1e-4)
     trainer = run(config, sandbox=sandbox)
     rollouts, _, advantages = trainer.last
-    old, advantage = _per_token(rollouts, advantages, torch.device("cpu"))
+    old, advantage = per_token(rollouts, advantages, torch.device("cpu"))
     with torch.no_grad():
         change = token_logprobs(trainer.policy, rollouts) - old
     assert (change * advantage).mean() > 0
@@ -147,10 +151,43 @@ def test_grpo_is_gtpo_where_every_rollout_has_one_turn(make_trajectory):
 
 
 def test_passes_hold_every_rollout_once_and_the_longest_first(make_trajectory):
-    rollouts = [make_trajectory(([1] * n, [], END)) for n in (3, 50, 10, 4, 30)]
-    passes = list(_passes(rollouts, range(5), 64))
-    assert sorted(i for batch in passes for i in batch) == list(range(5)) and passes[0] == [1]
-    assert all(len(b) == 1 or len(b) * len(rollouts[b[0]].token_ids) <= 64 for b in passes)
+    lengths = (3, 50, 10, 4, 30, 2, 9)
+    rollouts = [make_trajectory(([1] * n, [], END), prompt=range(3 + i % 2, 20)) for i, n in enumerate(lengths)]
+    batches = list(passes(rollouts, range(7), 64))
+    assert sorted(i for batch in batches for i in batch) == list(range(7)) and batches[0][0] == 1
+    for batch in batches:
+        # A prompt of 17 or 16 tokens once, and all that follows but the last token, which predicts nothing.
+        prompts = sum({len(range(3 + i % 2, 20)) for i in batch})
+        assert len(batch) == 1 or prompts + sum(lengths[i] - 1 for i in batch) <= 64
+
+
+@pytest.mark.parametrize("changes", [{"minibatches": 2}, {"gradient_checkpointing": True}, {"importance_cap": None}])
+def test_in_float32_these_change_nothing_but_time(changes, sandbox):
+    """One step: the sampler is the trainer, so weights are 1, and a recomputed activation is the same activation."""
+    base, other = (
+        run(replace(SMALL, steps=1, clip_low=0.9, clip_high=9.0, **c), sandbox=sandbox) for c in ({}, changes)
+    )
+    if "minibatches" in changes:  # two updates are not one, but both start from the same policy
+        assert other.history[0]["loss/sampler_mismatch"] < 1e-5
+        return
+    assert base.history[0]["loss/policy"] == pytest.approx(other.history[0]["loss/policy"], abs=1e-6)
+    assert base.history[0]["grad/norm"] == pytest.approx(other.history[0]["grad/norm"], rel=1e-4)
+
+
+def test_a_sampler_that_differs_is_weighed_and_capped(tiny_policy, sandbox):
+    """Sampled log-probabilities that are 0.5 too low weigh each token by e^0.5; 5 too low, by the cap."""
+    norms = {}
+    for shift in (0.0, 0.5, 5.0):
+        trainer = Trainer(load_policy("tiny", device="cpu"), load_task("branching"), SMALL, sandbox=sandbox)
+        engine = RolloutEngine(trainer.policy, load_protocol(), sandbox, SMALL.sampling())
+        rollouts = engine.generate(trainer._problems(0), 4, seed=1)
+        rollouts = [replace(r, logprobs=tuple(x - shift for x in r.logprobs)) for r in rollouts]
+        advantages = [[1.0 if i % 2 else -1.0] * len(r.turns) for i, r in enumerate(rollouts)]
+        metrics = trainer._update(rollouts, advantages, 0)
+        norms[shift] = metrics["grad/norm"]
+        assert metrics["loss/sampler_mismatch"] == pytest.approx(shift, abs=1e-4)
+    assert norms[0.5] == pytest.approx(norms[0.0] * math.exp(0.5), rel=1e-3)
+    assert norms[5.0] == pytest.approx(norms[0.0] * 2.0, rel=1e-3)
 
 
 def test_problems_come_once_an_epoch_in_an_order_that_the_seed_fixes(tiny_policy):
@@ -166,6 +203,7 @@ def test_problems_come_once_an_epoch_in_an_order_that_the_seed_fixes(tiny_policy
         {"method": "ppo"}, {"normalize": "rollout"}, {"gamma": 1.1}, {"gamma": float("nan")}, {"alpha": -0.1},
         {"group_size": 1}, {"steps": 0}, {"learning_rate": 0.0}, {"learning_rate": float("inf")},
         {"temperature": 0.0}, {"similarity": "bleu"}, {"max_turns": 0}, {"kl_coefficient": -1.0}, {"seed": -1},
+        {"importance_cap": 0.0},
     ],
 )  # fmt: skip
 def test_bad_configuration_names_field_and_value(changes):

@@ -1,0 +1,192 @@
+"""What both sides of the comparison run: one model that writes Hermes tool calls, one tool, the same prompts."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from gtpo_mini.coldstart import tiny_model, train_tokenizer
+from gtpo_mini.policy import Policy
+from gtpo_mini.protocol import ParsedTurn
+from gtpo_mini.tasks import Task
+from gtpo_mini.types import ExecutionResult, Problem
+
+CALLS = 2  # that the model is taught to make before it answers
+
+
+def python(code: str) -> str:
+    """Run Python code and return what it evaluates to.
+
+    Args:
+        code: A Python expression to evaluate.
+
+    Returns:
+        The value of the expression as text.
+    """
+    if not re.fullmatch(r"[\d+\-* ()]{1,40}", code) or "**" in code:
+        return "error"
+    try:
+        return str(eval(code, {"__builtins__": {}}))
+    except Exception as error:
+        return type(error).__name__
+
+
+def slow_python(code: str) -> str:
+    """Run Python code and return what it evaluates to.
+
+    Args:
+        code: A Python expression to evaluate.
+
+    Returns:
+        The value of the expression as text.
+    """
+    # About 50 ms: an interpreter's start, and some waiting.
+    text = f"import time; time.sleep(0.03); print({python(code)!r})"
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", text], capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+slow_python.__name__ = "python"  # the model calls both by one name
+
+
+class ToolBox:
+    """The tool as a sandbox: our engine runs ``workers`` calls at a time."""
+
+    def __init__(self, tool, workers: int) -> None:
+        self.tool, self.workers = tool, workers
+
+    def session(self) -> ToolBox:
+        return self
+
+    def run(self, code: str) -> ExecutionResult:
+        return ExecutionResult(ok=True, stdout=self.tool(code))
+
+    def close(self) -> None:
+        pass
+
+
+class HermesProtocol:
+    """Tool calls as JSON between tags, as the template of Qwen2.5 writes them; a turn ends with its end token."""
+
+    name = "hermes"
+    stop_character = "\0"  # none: only the end token ends a turn, as with `generate`
+    _call = re.compile(r"<tool_call>\n(.*?)\n</tool_call>", re.DOTALL)
+
+    def messages(self, problem: Problem) -> list[dict[str, str]]:
+        return [{"role": "user", "content": problem.question}]
+
+    def is_complete(self, text: str) -> bool:
+        return False
+
+    def read(self, text: str) -> ParsedTurn:
+        found = self._call.search(text)
+        if found is None:
+            return ParsedTurn(answer=text.strip() or None)
+        try:
+            return ParsedTurn(code=str(json.loads(found.group(1))["arguments"]["code"]))
+        except (ValueError, KeyError, TypeError):
+            return ParsedTurn(answer=text.strip())  # such a call is not run by either side
+
+    def tool_text(self, result: ExecutionResult) -> str:
+        return (
+            f"\n<|im_start|>user\n<tool_response>\n{result.stdout}\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
+        )
+
+
+class HermesPolicy(Policy):
+    """A policy whose prompts describe the tool, and whose tool text holds the template's own special tokens."""
+
+    def encode_chat(self, messages) -> list[int]:
+        return self.tokenizer.apply_chat_template(
+            list(messages), tools=[python], add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+
+def questions(count: int, seed: int) -> list[str]:
+    rng = random.Random(seed)
+    return [f"What is {rng.randrange(10, 99)}+{rng.randrange(10, 99)}?" for _ in range(count)]
+
+
+class CoinTask(Task):
+    """A grade that is a coin's: every group has a gradient, so that the update is the full one on both sides."""
+
+    def grade(self, problem: Problem, answer: str | None) -> bool:
+        return random.random() < 0.5
+
+
+def coin_task(count: int) -> Task:
+    problems = tuple(Problem(str(i), question, "0") for i, question in enumerate(questions(count, 7)))
+    return CoinTask("coin", problems)
+
+
+def _turns(question: str) -> list[str]:
+    first, second = re.findall(r"\d+", question)
+    call = '<tool_call>\n{{"name": "python", "arguments": {{"code": "{}"}}}}\n</tool_call><|im_end|>'
+    total = int(first) + int(second)
+    return [
+        call.format(f"{first}+{second}"),
+        *[call.format(f"{total}+{n}") for n in range(1, CALLS)],
+        f"It is {total}.<|im_end|>",
+    ]
+
+
+def _trace(policy: HermesPolicy, question: str) -> tuple[list[int], list[int]]:
+    ids = policy.encode_chat([{"role": "user", "content": question}])
+    mask, protocol = [0] * len(ids), HermesProtocol()
+    for text in _turns(question):
+        mine = policy.encode(text)
+        ids, mask = ids + mine, mask + [1] * len(mine)
+        code = protocol.read(text).code
+        if code is not None:
+            theirs = policy.encode(protocol.tool_text(ExecutionResult(ok=True, stdout=python(code))))
+            ids, mask = ids + theirs, mask + [0] * len(theirs)
+    return ids, mask
+
+
+def make_model(folder: Path, template: str, steps: int = 150) -> None:
+    """Teach a tiny Qwen2 to make `CALLS` calls and answer; the same shape as the tiny policy."""
+    torch.manual_seed(0)
+    texts = [text for question in questions(300, 1) for text in (question, *_turns(question))]
+    tokenizer = train_tokenizer([*texts, *[template.split("# Tools")[1][:400]] * 3], vocabulary=480)
+    tokenizer.chat_template = template
+    policy = HermesPolicy(tiny_model(tokenizer), tokenizer, "hermes")
+    traces = [_trace(policy, question) for question in questions(800, 2)]
+    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=4e-3)
+    rng = random.Random(0)
+    policy.model.train()
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = 4e-3 * min(1, (step + 1) / 15) * (1 - step / steps)
+        batch = rng.sample(traces, 12)
+        width = max(len(ids) for ids, _ in batch)
+        ids = torch.tensor([x + [0] * (width - len(x)) for x, _ in batch])
+        on = torch.tensor([m + [0] * (width - len(m)) for _, m in batch], dtype=torch.bool)
+        hidden = policy.hidden_states(ids[:, :-1], use_cache=False)[on[:, 1:]]
+        loss = torch.nn.functional.cross_entropy(policy.logits(hidden), ids[:, 1:][on[:, 1:]])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step % 25 == 0 or step == steps - 1:
+            print(f"  teaching step {step}: loss {loss.item():.3f}", file=sys.stderr, flush=True)
+    policy.save(folder)
+
+
+def load_parts(folder: Path) -> tuple:
+    """Model and tokenizer as any user of transformers has them."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+    return model.eval(), AutoTokenizer.from_pretrained(folder)
+
+
+def load(folder: Path) -> HermesPolicy:
+    """The same as our policy."""
+    return HermesPolicy(*load_parts(folder), "hermes")

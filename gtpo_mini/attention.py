@@ -1,0 +1,130 @@
+"""Attention in which many rollouts read one prompt once, plugged into transformers' own attention interface.
+
+A rollout's queries see two parts: the prompt that its group shares, and its own tokens. Each part is one plain
+softmax attention over fewer places; because a softmax is a ratio of sums, the two results merge by the
+logarithms of their denominators (Hydragen, arXiv 2402.05099; cascade attention). No model code is copied: a
+decoder that looks its attention up by name finds `NAME`, and hands on the keyword ``attend`` that we pass to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "shared_prefix"
+_FUSED = ("cpu",)  # where torch has one operation for it; elsewhere plain matrix products
+
+
+def _dispatch(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    attend: Callable | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor, None]:
+    """Plain scaled dot product attention, unless the caller of the model passed ``attend=``."""
+    if attend is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return attend(module.layer_idx, query, key, value, attention_mask, scaling).transpose(1, 2), None
+
+
+AttentionInterface.register(NAME, _dispatch)
+AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def install(model: PreTrainedModel) -> bool:
+    """Let a model take ``attend=``; False (and nothing is changed) if its attention is not looked up by name."""
+    if model.config._attn_implementation == "sdpa" and model._supports_attention_backend:
+        model.set_attn_implementation(NAME)
+    return model.config._attn_implementation == NAME
+
+
+def attend_part(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Softmax attention, and the logarithm of its denominator.
+
+    Args:
+        query: (B, H, Q, D), already scaled.
+        key, value: (B, H, W, D).
+        mask: additive, broadcast to (B, H, Q, W); None: every place is seen.
+
+    Returns:
+        (B, H, Q, D) and float32 (B, H, Q, 1).
+
+    >>> q, k, v = torch.zeros(1, 1, 1, 2), torch.zeros(1, 1, 3, 2), torch.tensor([[[[0.0, 3], [1, 3], [2, 3]]]])
+    >>> mean, log_sum = attend_part(q, k, v, None)
+    >>> mean.tolist(), round(log_sum.exp().item(), 3)
+    ([[[[1.0, 3.0]]]], 3.0)
+    """
+    if query.device.type in _FUSED and key.shape[-1] == value.shape[-1]:  # it gives the denominator too
+        result, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, attn_mask=mask, scale=1.0
+        )
+        return result, log_sum[..., None]
+    weights = torch.matmul(query, key.transpose(2, 3)).float()  # (B, H, Q, W)
+    if mask is not None:
+        weights += mask
+    top = weights.amax(-1, keepdim=True)  # (B, H, Q, 1)
+    weights = weights.sub_(top).exp_()  # (B, H, Q, W)
+    total = weights.sum(-1, keepdim=True)  # (B, H, Q, 1)
+    return torch.matmul(weights.to(value.dtype), value) / total.to(value.dtype), top + total.log()
+
+
+class SharedPrefixes:
+    """The ``attend=`` of a pass over R rows, each of which continues one of U cached prefixes.
+
+    Args:
+        prefixes: a layer's (keys, values) of all U prefixes, each (U, H, L, D), padded on the right.
+        lengths: of the U prefixes, each at most L.
+        chosen: which of the U prefixes each of the R rows continues.
+    """
+
+    def __init__(
+        self, prefixes: Sequence[tuple[torch.Tensor, torch.Tensor]], lengths: Sequence[int], chosen: Sequence[int]
+    ) -> None:
+        self.prefixes = prefixes
+        device = prefixes[0][0].device
+        members: list[list[int]] = [[] for _ in lengths]
+        for row, prefix in enumerate(chosen):
+            members[prefix].append(row)
+        self.most = max(map(len, members))
+        # A prefix with fewer rows than another is filled up with row 0, whose second result nobody takes.
+        rows = [m + [0] * (self.most - len(m)) for m in members]
+        self.rows = torch.tensor(rows, device=device).flatten()  # (U * M,)
+        place = {row: i * self.most + j for i, m in enumerate(members) for j, row in enumerate(m)}
+        self.back = torch.tensor([place[row] for row in range(len(chosen))], device=device)  # (R,)
+        self.mask = None
+        if min(lengths) < (longest := prefixes[0][0].shape[2]):
+            padding = torch.arange(longest, device=device) >= torch.tensor(lengths, device=device)[:, None]  # (U, L)
+            self.mask = padding[:, None, None] * torch.finfo(torch.float32).min  # (U, 1, 1, L)
+
+    def __call__(self, layer: int, query, key, value, mask, scaling: float) -> torch.Tensor:
+        """(R, H, Q, D) of queries (R, H, Q, D) and own keys and values (R, K, W, D) under mask (R, 1, Q, W)."""
+        rows, heads, length, dim = query.shape
+        shared, repeat = key.shape[1], heads // key.shape[1]
+        # Query heads that share a key head stand in line as more queries of it: (R, K, repeat * Q, D)
+        query = (query * scaling).reshape(rows, shared, repeat * length, dim)
+        if length > 1 and repeat > 1:
+            mask = mask.repeat(1, 1, repeat, 1)
+        own, own_sum = attend_part(query, key, value, mask)
+        # All rows of a prefix stand in line too, so that its keys are read once: (U, K, M * repeat * Q, D)
+        groups, lines = len(self.rows) // self.most, self.most * repeat * length
+        query = query[self.rows].view(groups, self.most, shared, -1, dim).transpose(1, 2)
+        prefix, prefix_sum = attend_part(query.reshape(groups, shared, lines, dim), *self.prefixes[layer], self.mask)
+        prefix, prefix_sum = (
+            x.view(groups, shared, self.most, repeat * length, -1).transpose(1, 2).flatten(0, 1)[self.back]
+            for x in (prefix, prefix_sum)
+        )
+        # a e^p + b e^o over e^p + e^o: a sigmoid decides.
+        share = torch.sigmoid(prefix_sum - own_sum).to(own.dtype)  # (R, K, repeat * Q, 1)
+        return torch.lerp(own, prefix, share).view(rows, heads, length, -1)
