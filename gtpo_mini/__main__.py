@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     experiment.add_argument("--seeds", type=int, default=3, help="seeds 0 .. n-1 (default: 3)")
     experiment.add_argument("--output", required=True, help="folder; finished runs in it are kept")
     experiment.add_argument("--steps", type=int)
+    experiment.add_argument("--problems-per-step", type=int)
     experiment.add_argument("--learning-rate", type=float)
     experiment.add_argument("--eval-problems", type=int, help="held-out problems of an evaluation")
     experiment.add_argument("--processes", type=int, default=2, help="runs at a time (default: 2)")
@@ -138,12 +139,12 @@ def _experiment(arguments: argparse.Namespace) -> None:
     from .experiments import run_arms
     from .stats import t_interval
 
-    names = ("steps", "learning_rate", "eval_problems")
+    names = ("steps", "problems_per_step", "learning_rate", "eval_problems")
     options = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     seeds = list(range(arguments.seeds))
     runs = run_arms(arguments.arms, seeds, arguments.output, arguments.profile, arguments.processes, **options)
     for arm in arguments.arms:
-        ends = [run.footer["after"]["sampled"]["accuracy"] for run in runs if run.arm == arm]
+        ends = [run.footer["sampled"]["accuracy"] for run in runs if run.arm == arm]
         low, high = t_interval(ends)[1:] if len(ends) > 1 else (float("nan"),) * 2
         print(f"{arm}: held-out accuracy {sum(ends) / len(ends):.3f} [{low:.3f}, {high:.3f}] over {len(ends)} seeds")
 

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from .config import TrainConfig, load_profile
 from .evaluate import evaluate
 from .policy import load_policy
+from .sandbox import Sandbox
 from .tasks import load_task
 from .trainer import Trainer
 
@@ -62,7 +63,7 @@ def arm_config(arm: str, base: TrainConfig) -> TrainConfig:
 def run_arm(
     arm: str, seed: int, output: str | Path, profile: str | None = None, eval_problems: int = 256, **changes
 ) -> Run:
-    """Train one arm with one seed and evaluate it before and after on held-out problems.
+    """Train one arm with one seed, then evaluate it on held-out problems.
 
     Args:
         arm: a key of `ARMS`.
@@ -70,7 +71,7 @@ def run_arm(
         output: folder of the run, ``metrics.jsonl`` in it. A finished run there is read instead of made again,
             an unfinished one is made anew.
         profile: machine and base configuration; see `load_profile`.
-        eval_problems: held-out problems of each evaluation, one sample each and greedy.
+        eval_problems: held-out problems, the same for every run; one sample each, and once more greedily.
         changes: fields of `TrainConfig`, the same for every arm of a comparison (``steps=40``).
 
     Raises:
@@ -89,15 +90,17 @@ def run_arm(
     if {p.question for p in train.problems} & {p.question for p in test.problems}:
         raise ValueError(f"task {chosen.task!r}: the same question is in train and in test")
 
-    def evaluations() -> dict:
-        return {
-            name: evaluate(policy, test, config.sampling(temperature=t), problems=eval_problems, seed=1).record()
-            for name, t in (("sampled", config.temperature), ("greedy", 0.0))
-        }
+    with Sandbox() as sandbox:
 
-    before = evaluations()
-    trainer = Trainer(policy, train, config, output, header={"arm": arm})
-    trainer.train(footer=lambda: {"before": before, "after": evaluations()})
+        def evaluations() -> dict:
+            return {
+                name: evaluate(
+                    policy, test, config.sampling(temperature=t), problems=eval_problems, sandbox=sandbox, seed=1
+                ).record()
+                for name, t in (("sampled", config.temperature), ("greedy", 0.0))
+            }
+
+        Trainer(policy, train, config, output, sandbox=sandbox, header={"arm": arm}).train(footer=evaluations)
     return _read_run(path)
 
 

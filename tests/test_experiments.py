@@ -34,9 +34,8 @@ def test_runs_are_recorded_whole_and_paired(folder):
     assert [(run.arm, run.seed) for run in runs] == [("grpo", 0), ("grpo", 1), ("gtpo", 0), ("gtpo", 1)]
     for run in runs:
         assert len(run.steps) == 2 and len(run.series("reward/outcome")) == 2
-        for when in ("before", "after"):
-            assert len(run.footer[when]["sampled"]["per_problem"]) == 8
-    problems = [set(run.footer["after"]["greedy"]["per_problem"]) for run in runs]
+        assert len(run.footer["sampled"]["per_problem"]) == 8
+    problems = [set(run.footer["greedy"]["per_problem"]) for run in runs]
     assert all(these == problems[0] for these in problems)  # the same held-out problems: differences can be paired
     first = [run.steps[0]["reward/outcome"] for run in runs]
     assert first[0] == first[2] and first[1] == first[3]  # the same seed, the same first rollouts
