@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 import time
@@ -110,10 +111,14 @@ class Trainer:
             footer: called at the end; what it returns closes ``metrics.jsonl`` (an evaluation, say).
         """
         config, device = self.config, str(self.policy.device)
-        self._write("header", {**self.header, **run_header(config, self.policy.name, self.task.name, device)})
+        header = {**self.header, **run_header(config, self.policy.name, self.task.name, device)}
         with ExitStack() as stack:
             sandbox = self.sandbox or stack.enter_context(Sandbox())
             engine = RolloutEngine(self.policy, self.protocol, sandbox, config.sampling())
+            # A prompt that does not fit must show now, not at the step that draws it.
+            for problem in {p.id: p for step in range(config.steps) for p in self._problems(step)}.values():
+                engine.encode_prompt(problem)
+            self._write("header", header)
             bar = tqdm(range(config.steps), desc=f"{config.method} seed {config.seed}", unit="step")
             for step in bar:
                 metrics = self.step(engine, step)
@@ -154,12 +159,10 @@ class Trainer:
 
     def _problems(self, step: int) -> list[Problem]:
         """The step's problems: all of them in a fresh order each epoch, fixed by the seed."""
-        chosen, total = [], len(self.task.problems)
-        for place in range(step * self.config.problems_per_step, (step + 1) * self.config.problems_per_step):
-            epoch, index = divmod(place, total)
-            order = random.Random(f"{self.config.seed}-{epoch}").sample(range(total), total)
-            chosen.append(self.task.problems[order[index]])
-        return chosen
+        count, total = self.config.problems_per_step, len(self.task.problems)
+        places = [divmod(place, total) for place in range(step * count, (step + 1) * count)]
+        orders = {epoch: _order(self.config.seed, epoch, total) for epoch, _ in places}
+        return [self.task.problems[orders[epoch][index]] for epoch, index in places]
 
     def _update(self, rollouts: list[Trajectory], advantages: list[list[float]], step: int) -> dict[str, float]:
         """Optimiser steps on one batch; the loss is a mean over the policy tokens of each (mini)batch."""
@@ -235,3 +238,8 @@ class Trainer:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"kind": kind, **line}) + "\n")
+
+
+@functools.lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, total: int) -> list[int]:
+    return random.Random(f"{seed}-{epoch}").sample(range(total), total)

@@ -197,6 +197,15 @@ def test_problems_come_once_an_epoch_in_an_order_that_the_seed_fixes(tiny_policy
     assert sorted(order[:10]) == sorted(order[10:]) == [str(i) for i in range(10)] and order[:10] != order[10:]
 
 
+def test_a_prompt_that_does_not_fit_shows_before_the_first_step(tmp_path, tiny_policy, sandbox):
+    problems = [*load_task("branching", size=30).problems, Problem("long", "so many " * 300, "1")]
+    config = replace(SMALL, steps=8)
+    trainer = Trainer(tiny_policy, Task("mine", tuple(problems)), config, tmp_path / "run", sandbox=sandbox)
+    with pytest.raises(ValueError, match=r"problem 'long'.*context holds 512"):
+        trainer.train()
+    assert not trainer.history and not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     "changes",
     [
