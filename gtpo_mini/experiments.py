@@ -125,8 +125,10 @@ def run_arms(
     folders = {(arm, seed): Path(output) / f"{arm}-seed{seed}" for seed in seeds for arm in arms}
     total = len(folders) * options.get("steps", load_profile(profile).train.steps)
     context = multiprocessing.get_context("spawn")  # a fork would inherit torch's locks
-    threads = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
+    # Read by a process as it starts: one thread each, and no bar of their own.
+    inherited = {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+    kept = {name: os.environ.get(name) for name in inherited}
+    os.environ.update(inherited)
     try:
         with ProcessPoolExecutor(processes, context, initializer=_one_thread) as pool, tqdm(total=total) as bar:
             jobs = [
@@ -140,12 +142,12 @@ def run_arms(
             _show_progress(bar, folders)
             return [job.result() for job in jobs]
     finally:
-        os.environ.pop("OMP_NUM_THREADS") if threads is None else os.environ.update(OMP_NUM_THREADS=threads)
+        for name, value in kept.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def _one_thread() -> None:
     torch.set_num_threads(1)
-    os.environ["TQDM_DISABLE"] = "1"  # the parent shows the bar
 
 
 def _show_progress(bar: tqdm, folders: dict[tuple[str, int], Path]) -> None:
