@@ -104,7 +104,21 @@ def test_a_real_model_in_nf4_takes_gtpo_steps(task, tmp_path, capsys):
     folder = os.environ.get("GTPO_REAL_MODEL")
     if not folder:
         pytest.skip("set GTPO_REAL_MODEL to the folder that python tests/get_smollm2.py made")
-    small = ["--steps", "2", "--problems-per-step", "1", "--group-size", "4", "--max-turns", "2"]
+    small = [
+        "--steps",
+        "2",
+        "--problems-per-step",
+        "1",
+        "--group-size",
+        "4",
+        "--max-turns",
+        "2",
+        "--temperature",
+        "0.7",
+    ]
     words = ["train", "--model", folder, "--task", task, "--quantize", "nf4", "--output", str(tmp_path / "run"), *small]
-    assert main([*words, "--max-turn-tokens", "96"]) == 0
+    assert main([*words, "--max-turn-tokens", "128"]) == 0
     assert "done: 2 steps" in capsys.readouterr().out
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert sum(line["rollout/calls"] for line in lines[1:3]) > 0  # it uses the tool
+    assert all(line["loss/sampler_mismatch"] < 1e-4 for line in lines[1:3])
