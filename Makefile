@@ -36,7 +36,7 @@ test: $(STAMP)
 
 # TRL is no part of the package: it is only what we measure against.
 bench: $(STAMP)
-	$(PY) -m pip install --disable-pip-version-check trl==1.16.0
+	$(PY) -m pip install --disable-pip-version-check -e '.[dev,bench]'
 	$(PY) benchmarks/vs_trl.py
 
 lint: $(STAMP)

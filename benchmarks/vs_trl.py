@@ -4,7 +4,7 @@
 
 Same weights, prompts, group size, temperature, turn and token limits, tool, loss and number of updates. A group's
 reward is a coin's, so that both sides make the full update; the learning rate is so small that the weights stay.
-Needs ``pip install trl==1.16.0`` beside this package. Writes ``benchmarks/results/``.
+Needs ``pip install -e '.[bench]'``. Writes ``benchmarks/results/``.
 """
 
 from __future__ import annotations
