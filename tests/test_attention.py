@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import save_model
+from small_models import save_model
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from gtpo_mini import attention

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import save_model
 from hypothesis import given
 from hypothesis import strategies as st
+from small_models import save_model
 
 from gtpo_mini import loss
 from gtpo_mini.loss import clipped_surrogate, token_logprobs

@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
-from conftest import save_model
 from hypothesis import given
 from hypothesis import strategies as st
+from small_models import save_model
 
 from gtpo_mini.policy import Policy, load_policy
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import save_model
+from small_models import save_model
 
 from gtpo_mini.policy import load_policy
 from gtpo_mini.protocol import FencedProtocol, ParsedTurn, load_protocol
