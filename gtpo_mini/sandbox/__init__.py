@@ -34,7 +34,8 @@ Not covered, so do not count on it:
 - a snippet can forge its own ``ok``: it shares a process with the code that reports it. Output, wait status and
   resource use are facts; grade answers, never ``ok`` alone
 - n children may use n times the memory limit, and as many cores
-- a snippet can read every package that is installed beside numpy, and learn the machine's name, core count and clock
+- a snippet can read every package that is installed beside numpy or beside a package that ``preload`` names (so name
+  none that lies in a folder with secrets), and learn the machine's name, core count and clock
 - bugs of the kernel, and side channels through caches and timing
 - without Landlock a snippet can import only what was imported ahead: the standard library, numpy, sympy (less
   ``sympy.physics`` and code printers), and what ``Sandbox(preload=...)`` names

@@ -141,7 +141,9 @@ def victims(machine: str) -> Iterator[tuple[str, list[str]]]:
     """
     found: list[str] = []
     secret = ctypes.create_string_buffer(b"canary in memory", 16)
-    with tempfile.TemporaryDirectory(prefix="gtpo-mini-canary-") as name, contextlib.ExitStack() as stack:
+    # The path of a socket has at most 107 bytes.
+    base = None if len(tempfile.gettempdir()) < 60 else "/tmp"
+    with tempfile.TemporaryDirectory(prefix="gtpo-mini-canary-", dir=base) as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         folder.chmod(0o777)  # for a child with another user id: only the sandbox may be what stops it
         (folder / "seed").write_text("canary")

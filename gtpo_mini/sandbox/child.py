@@ -11,6 +11,8 @@ import contextlib
 import os
 import select
 import signal
+import socket
+import threading
 import time
 from typing import Protocol
 
@@ -20,6 +22,7 @@ from gtpo_mini.types import ExecutionResult
 
 FLOOD = 16  #: a snippet that writes this many times its output limit is stopped
 MAX_CODE = 1 << 20  #: bytes of one snippet
+NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)  # not on macOS
 TICK = 0.010  #: seconds between two looks at output and limits
 
 
@@ -74,7 +77,7 @@ class Child:
         self.pid, self._keeper, self._fds = pid, keeper, fds
         self._out, self._err, self._control = fds
         self.usable = True  #: False once it was killed or may not be what it was
-        self._stopped = False
+        self._stopped, self._ending = False, threading.Lock()
         self._clock = (~pid << 3) | 2  # the kernel's name for the CPU clock of process `pid`
         self._pidfd = -1  # a pid could be given to another process if the server died; a pidfd cannot
         with contextlib.suppress(AttributeError, OSError):
@@ -190,13 +193,20 @@ class Child:
             else:
                 os.kill(self.pid, number)
 
+    def end(self) -> None:
+        """Kill it, so that a turn that runs in another thread comes back."""
+        with self._ending:
+            if self._fds:
+                self._signal(signal.SIGKILL)
+
     def close(self) -> None:
         """Kill it and give up what belongs to it. May be called again."""
-        fds, self._fds, self.usable = self._fds, [], False
-        if fds:
-            self._keeper.release(self.pid)
-            for fd in fds:
-                os.close(fd)
+        with self._ending:
+            fds, self._fds, self.usable = self._fds, [], False
+            if fds:
+                self._keeper.release(self.pid)
+                for fd in fds:
+                    os.close(fd)
 
 
 def _read(fd: int, most: int) -> bytes:
@@ -204,15 +214,20 @@ def _read(fd: int, most: int) -> bytes:
         return os.read(fd, most)
     except ConnectionResetError:  # it died with our bytes unread
         return b""
+    except BlockingIOError:  # readable, and nothing to read: an urgent byte, which no harness sends
+        raise _Killed("RuntimeError: the snippet wrote to a channel that is not its own") from None
 
 
 def _write(fd: int, data: bytes) -> int:
+    channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=fd)
     try:
-        return os.write(fd, data)
+        return channel.send(data, NO_SIGNAL)  # a trainer may have SIGPIPE at its default, which kills
     except BlockingIOError:
         return 0
-    except BrokenPipeError:  # its end is closed: the next read says so
+    except (BrokenPipeError, ConnectionResetError):  # its end is closed: the next read says so
         return len(data)
+    finally:
+        channel.detach()
 
 
 def _parse(reply: bytes, nonce: bytes) -> str | None:
@@ -233,7 +248,8 @@ def _how_it_died(status: int) -> str:
     """A wait status in words that help a model to mend its code."""
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
-        name = signal.Signals(number).name if number in signal.valid_signals() else str(number)
+        known = number in set(signal.Signals)  # a real-time signal is valid and has no name
+        name = signal.Signals(number).name if known else f"signal {number}"
         hint = {
             signal.SIGSEGV: " (endless recursion, or memory that is not there)",
             signal.SIGABRT: " (a fatal error of the interpreter)",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import platform
 import sys
 import threading
@@ -52,6 +53,8 @@ class Session:
         with self._lock:
             if self._child is None:
                 raise ValueError("this session is closed")
+            if os.getpid() != self._link.owner:
+                raise SandboxUnavailable("this process was forked from the session's owner: make a Sandbox of its own")
             self._number += 1
             if not self._child.usable:
                 self._replay()
@@ -72,10 +75,14 @@ class Session:
                 return
 
     def close(self) -> None:
-        """Kill the child. May be called again."""
-        child, self._child = self._child, None
+        """Kill the child, also under a turn that runs in another thread. May be called again."""
+        child = self._child
         if child is not None:
-            child.close()
+            child.end()
+        with self._lock:  # that turn has come back: its descriptors may go now
+            child, self._child = self._child, None
+            if child is not None:
+                child.close()
 
     def __enter__(self) -> Session:
         return self

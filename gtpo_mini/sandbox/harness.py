@@ -62,9 +62,12 @@ def _turn(raw: bytes, name: str, namespace: dict, roots: list[str]) -> str:
         _join_threads()
         return ""
     except SystemExit as stop:
-        if stop.code is None or stop.code == 0:
+        if stop.code is None or (type(stop.code) is int and stop.code == 0):
             return ""
-        return f"SystemExit: {str(stop.code)[:MAX_LINE]}"
+        try:
+            return f"SystemExit: {str(stop.code)[:MAX_LINE]}"
+        except BaseException:  # a __str__ that misbehaves
+            return "SystemExit"
     except BaseException as problem:
         return error_text(problem, roots)
     finally:
@@ -78,6 +81,7 @@ def _open_streams() -> None:
 
     Lines go out as they are written, so that a snippet that is killed leaves what it printed.
     """
+    sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)), "utf-8")
     for fd, name in ((1, "stdout"), (2, "stderr")):
         raw = io.FileIO(fd, "w", closefd=False)
         text = io.TextIOWrapper(io.BufferedWriter(raw), "utf-8", "backslashreplace", line_buffering=True)
@@ -114,8 +118,11 @@ def error_text(problem: BaseException, roots: list[str]) -> str:
         summary = traceback.TracebackException.from_exception(problem, limit=-30)
         _clean(summary, roots)
         whole = "".join(summary.format()).rstrip()
-    except BaseException:  # a __str__ that misbehaves, or no memory left
-        return type(problem).__name__
+    except BaseException:  # a __str__ that misbehaves, a chain too long to walk, or no memory left
+        try:
+            whole = traceback.format_exception_only(problem)[-1].rstrip()
+        except BaseException:
+            return type(problem).__name__
     for root in roots:
         whole = whole.replace(root + "/", "")
     lines = [line if len(line) <= MAX_LINE else line[: MAX_LINE - 4] + " ..." for line in whole.splitlines()]

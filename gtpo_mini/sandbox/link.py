@@ -13,7 +13,7 @@ import sys
 import threading
 from pathlib import Path
 
-from gtpo_mini.sandbox.child import Child
+from gtpo_mini.sandbox.child import NO_SIGNAL, Child
 from gtpo_mini.sandbox.limits import MEND, Limits, SandboxUnavailable
 
 # The server is a fresh interpreter: no memory, environment or thread of the trainer is in it. It gets this
@@ -142,7 +142,7 @@ class Link:
             self._number += 1
             number = self._number & 0xFFFFFFFF
             try:
-                self._socket.sendall(REQUEST.pack(verb, number, pid))
+                self._socket.sendall(REQUEST.pack(verb, number, pid), NO_SIGNAL)
                 while verb != b"K":
                     data, fds = self._receive()
                     echo, value = REPLY.unpack(data)
@@ -151,7 +151,7 @@ class Link:
                     for fd in fds:  # the answer to a request that an interrupt cut short
                         os.close(fd)
                     if fds:
-                        self._socket.sendall(REQUEST.pack(b"K", 0, value))
+                        self._socket.sendall(REQUEST.pack(b"K", 0, value), NO_SIGNAL)
                 return 0, []
             except (OSError, struct.error) as error:
                 raise SandboxUnavailable(f"the fork server is gone ({error!r}): make a new Sandbox") from error
@@ -165,7 +165,12 @@ class Link:
 
     def close(self) -> None:
         """End the server and every child. May be called again, and in a forked copy of the trainer."""
-        self._socket.close()  # the server sees the end of file, kills its children and leaves
+        if os.getpid() == self.owner:
+            # The server sees the end of file, kills its children and leaves; a close alone would be none while a forked
+            # copy of the trainer holds the socket.
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
         if os.getpid() == self.owner:
             try:
                 self._process.wait(10)

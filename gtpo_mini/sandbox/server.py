@@ -29,6 +29,16 @@ REQUEST = struct.Struct("!cIi")
 REPLY = struct.Struct("!Ii")
 
 
+def _socket_pair() -> tuple[int, int]:
+    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    return one.detach(), other.detach()
+
+
+def _close(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
 class Server:
     """Children by pid: those that the trainer has, those forked ahead, those told to die."""
 
@@ -43,23 +53,31 @@ class Server:
 
     def fork(self) -> tuple[int, list[int]]:
         """Fork one child; return its pid and the trainer's ends of its pipes."""
-        out, out_child = os.pipe()
-        err, err_child = os.pipe()
-        control, control_child = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.cage.count_tasks()
-        pid = os.fork()
+        ours: list[int] = []
+        theirs: list[int] = []
+        try:
+            for pair in (os.pipe, os.pipe, _socket_pair):
+                for fds, fd in zip((ours, theirs), pair(), strict=True):
+                    fds.append(fd)
+            self.cage.count_tasks()
+            pid = os.fork()
+        except OSError:  # no more descriptors or processes: what was opened must not be lost too
+            _close(ours + theirs)
+            raise
         if pid == 0:
-            self.child(out_child, err_child, control_child.detach())
-        os.close(out_child)
-        os.close(err_child)
-        control_child.close()
+            self.child(*theirs)
+        _close(theirs)
         self.children.add(pid)
-        return pid, [out, err, control.detach()]
+        return pid, ours
 
     def child(self, out: int, err: int, control: int) -> None:
         """Never returns. The ready byte comes after the last layer: no snippet runs in a half-made cage."""
         try:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            # Its own null device: flags of a shared one would be seen by every later child.
+            null = os.open(os.devnull, os.O_RDWR)
+            os.dup2(null, 0)
+            os.close(null)
             os.dup2(out, 1)
             os.dup2(err, 2)
             os.dup2(control, harness.CONTROL)
@@ -135,6 +153,8 @@ def main(fd: int) -> None:
     link = socket.socket(fileno=fd)
     os.set_inheritable(fd, False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # what the trainer ignores or blocks is inherited
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
     data = b""
     while not data.endswith(b"\n"):
         part = link.recv(1)

@@ -119,6 +119,7 @@ def _import_rest(preload: list[str]) -> None:
         if top in sys.modules and hasattr(sys.modules[top], "__path__"):
             walk = pkgutil.walk_packages(sys.modules[top].__path__, f"{top}.", onerror=lambda name: None)
             names += [found.name for found in walk if not any(f".{part}" in found.name for part in SKIP)]
+    names += ["xml.dom.minidom", "xml.etree.ElementTree", "multiprocessing.dummy", "multiprocessing.pool"]
     for name in sorted(names):
         with contextlib.suppress(Exception, SystemExit):
             importlib.import_module(name)

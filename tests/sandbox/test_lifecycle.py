@@ -185,9 +185,12 @@ def interrupt_after():
     By the alarm clock and not a timer thread: Python drops an exception that falls into the destructor of a thread.
     """
     old = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+    # A shell that runs the tests in the background has it ignored.
+    ignored = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds)
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, old)
+    signal.signal(signal.SIGINT, ignored)
 
 
 def test_an_interrupt_leaves_a_usable_sandbox(box, interrupt_after):
@@ -243,3 +246,50 @@ def test_a_sandbox_that_is_forgotten_is_ended():
     while alive(int(done.stdout)) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not alive(int(done.stdout))
+
+
+def test_closing_a_session_during_its_turn_harms_no_other(box):
+    """Descriptor numbers are used again: the turn must be over before they are given up."""
+    results = []
+    for _ in range(5):
+        session = box.session()
+        thread = threading.Thread(target=lambda s=session: results.append(s.run("import time; time.sleep(9)")))
+        thread.start()
+        time.sleep(0.1)
+        session.close()
+        with box.session() as other:
+            assert other.run("print('mine')").stdout == "mine\n"
+        thread.join(5)
+        with pytest.raises(ValueError, match="closed"):
+            session.run("1")
+    assert len(results) == 5 and not any(result.ok for result in results)
+
+
+def test_no_snippet_raises_in_the_trainer(box):
+    for number in (35, 40, 63):
+        assert f"signal {number}" in box.run(f"import os; os.kill(os.getpid(), {number})").error
+    urgent = "import socket, time\nsocket.socket(fileno=3).send(b'x', socket.MSG_OOB)\ntime.sleep(1)"
+    assert not box.run(urgent).ok
+    assert "SystemExit" in box.run("import sys\nsys.exit(10**5000)").error
+    chain = "def f(n):\n  try: f(n + 1)\n  except Exception as e: raise ValueError('bad') from e\nf(0)"
+    assert box.run(chain).error.endswith("ValueError: bad")
+    assert box.run("print(3)").stdout == "3\n"
+
+
+def test_flags_of_a_descriptor_stay_with_their_session(box):
+    look = "import fcntl; print(fcntl.fcntl(0, fcntl.F_GETFL))"
+    before = box.run(look).stdout
+    with box.session() as session:
+        session.run("import fcntl, os; fcntl.fcntl(0, fcntl.F_SETFL, os.O_APPEND | os.O_NONBLOCK)")
+        assert session.run(look).stdout != before
+        assert box.run(look).stdout == before
+
+
+def test_closing_does_not_wait_for_a_forked_copy_of_the_trainer():
+    code = (
+        "import os, time\nfrom gtpo_mini.sandbox import Sandbox\ns = Sandbox(workers=1)\n"
+        "if (pid := os.fork()) == 0:\n    time.sleep(20); os._exit(0)\n"
+        "start = time.monotonic(); s.close(); print(time.monotonic() - start); os.kill(pid, 9)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 5
