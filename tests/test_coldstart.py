@@ -15,7 +15,7 @@ from gtpo_mini.protocol import load_protocol
 
 
 def test_cold_start_writes_a_policy_that_imitates(tmp_path, sandbox):
-    for name, steps in (("short", 2), ("long", 40)):
+    for name, steps in (("short", 2), ("long", 80)):
         stages = [Stage(64, steps, 3e-3, TraceNoise()), Stage(64, 2, 1e-3, TraceNoise())]
         cold_start(tmp_path / name, stages, batch=8)
     short, long = (load_policy(tmp_path / name, device="cpu") for name in ("short", "long"))
@@ -28,7 +28,7 @@ def test_cold_start_writes_a_policy_that_imitates(tmp_path, sandbox):
             losses.append(-token_logprobs(policy, traces).mean().item())
     assert losses[1] < 0.7 * losses[0]
     record = json.loads((tmp_path / "long" / "cold_start.json").read_text())
-    assert [stage["steps"] for stage in record["stages"]] == [40, 2] and len(record["losses"]) == 2
+    assert [stage["steps"] for stage in record["stages"]] == [80, 2] and len(record["losses"]) == 2
 
 
 def test_a_trace_is_built_as_a_rollout_is(tiny_policy, sandbox):
