@@ -102,12 +102,16 @@ class _Ticker:
         self.bar.refresh()
 
     def _tick(self) -> None:
+        self._show()
         while not self.done.wait(1.0):
-            spent = time.monotonic() - self.begin
-            self.bar.n = self.before + min(spent, 0.95 * self.mine)
-            # A machine that took longer than promised so far will take longer for the rest.
-            total = self.bar.format_dict["elapsed"]
-            pace = max(1.0, total / max(1.0, self.before + min(spent, self.mine)))
-            left = pace * (self.after + max(0.0, self.mine - spent))
-            doing = self.progress.read_text().partition(" ")[2] if self.progress.exists() else ""
-            self.bar.set_postfix_str(f"about {tqdm.format_interval(left)} left: {self.name} {doing}")
+            self._show()
+
+    def _show(self) -> None:
+        spent = time.monotonic() - self.begin
+        self.bar.n = self.before + min(spent, 0.95 * self.mine)
+        # A machine that took longer than promised so far will take longer for the rest.
+        total = self.bar.format_dict["elapsed"]
+        pace = max(1.0, total / max(1.0, self.before + min(spent, self.mine)))
+        left = pace * (self.after + max(0.0, self.mine - spent))
+        doing = self.progress.read_text().partition(" ")[2] if self.progress.exists() else ""
+        self.bar.set_postfix_str(f"about {tqdm.format_interval(left)} left: {self.name} {doing}")
