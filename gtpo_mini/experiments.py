@@ -100,7 +100,8 @@ def run_arm(
                 for name, t in (("sampled", config.temperature), ("greedy", 0.0))
             }
 
-        Trainer(policy, train, config, output, sandbox=sandbox, header={"arm": arm}).train(footer=evaluations)
+        trainer = Trainer(policy, train, config, output, sandbox=sandbox, header={"arm": arm}, checkpoint_every=None)
+        trainer.train(footer=evaluations)
     return _read_run(path)
 
 

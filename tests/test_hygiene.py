@@ -25,7 +25,8 @@ ORDER = (
     *("cache", "reader", "ongoing", "scheduler", "rollout"),
     *("rewards", "shaping", "advantages", "packing", "loss"),
     *("config", "metrics"),  # settings of the parts before them, and what a trainer measures
-    *("coldstart", "trainer", "evaluate", "experiments"),
+    *("record", "checkpoint", "update", "journal", "interrupt", "trackers"),  # what a long run survives by
+    *("coldstart", "trainer", "merge", "evaluate", "experiments"),
     *("plots", "display", "reproduce", "cli"),
     *("__init__", "__main__"),
 )
