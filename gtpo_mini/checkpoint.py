@@ -177,7 +177,7 @@ class Checkpoints:
 
     def _drop(self, place: Path) -> None:
         """Remove a checkpoint; its name goes first, so that a crash leaves no half of it under a good name."""
-        gone = place.rename(place.with_name(place.name + _WRITING))
+        gone = place.rename(place.with_name(f"{place.name}.old{_WRITING}"))
         shutil.rmtree(gone, ignore_errors=True)
 
     def _sweep(self) -> None:

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from .policy import quiet
 from .record import Record, clear_disk_errors
 
-_SHOWN = ("reward/outcome", "reward/turn_mean", "rollout/turns", "rollout/tokens", "policy/entropy", "loss/kl")
+_SHOWN = ("reward/outcome", "reward/turn_mean", "rollout/turns", "rollout/tokens", "policy/entropy")
 
 
 def merge(adapter: str | Path, output: str | Path, base: str | None = None) -> Path:

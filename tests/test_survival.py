@@ -1,0 +1,456 @@
+"""A run is killed, interrupted, starved of disk and memory, given broken checkpoints: it goes on to the same bits."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from gtpo_mini.__main__ import main
+from gtpo_mini.checkpoint import Checkpoints, random_state, set_random_state
+from gtpo_mini.config import load_profile
+from gtpo_mini.policy import load_policy
+from gtpo_mini.tasks import Task, load_task
+from gtpo_mini.trainer import Trainer, TrainingStopped
+from gtpo_mini.types import Problem
+
+ROOT = Path(__file__).parents[1]
+SMALL = replace(
+    load_profile("cpu").train, steps=4, problems_per_step=2, group_size=4, learning_rate=1e-3, max_turn_tokens=24
+)
+WORDS = ["train", "--steps", "5", "--problems-per-step", "2", "--group-size", "4", "--learning-rate", "1e-3"]
+WORDS += ["--max-turn-tokens", "24", "--checkpoint-every", "1", "--resume", "--output"]
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:step"),
+    pytest.mark.filterwarnings("ignore:checkpoint .* is skipped. the run was stopped"),
+]
+
+
+def trainer(output=None, config=SMALL, policy=None, **options) -> Trainer:
+    policy = policy or load_policy("tiny", device="cpu")
+    return Trainer(policy, load_task("branching", size=40), config, output, checkpoint_every=1, **options)
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def learned(folder: Path) -> list[dict]:
+    """All steps and the footer, but for times and memory."""
+    return [{k: v for k, v in line.items() if not k.startswith(("time/", "memory/"))} for line in lines(folder)[1:]]
+
+
+def checkpoints(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+def work(folder: str) -> None:
+    """In a process of its own: the command line, from its beginning to its end."""
+    torch.set_num_threads(1)
+    os.environ["TQDM_DISABLE"] = "1"
+    assert main([*WORDS, folder]) == 0
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Processes that have all imports done, so that a start takes a second."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["gtpo_mini.trainer", "gtpo_mini.__main__", "gtpo_mini.experiments"])
+    return context
+
+
+@pytest.fixture(scope="module")
+def whole(processes, tmp_path_factory) -> tuple[Path, float]:
+    """A run that nothing stops, and how long it takes in seconds."""
+    folder = tmp_path_factory.mktemp("whole")
+    for _ in range(2):  # the first start is slower
+        shutil.rmtree(folder)
+        begin = time.monotonic()
+        process = processes.Process(target=work, args=(str(folder),))
+        process.start()
+        process.join()
+        assert process.exitcode == 0
+    return folder, time.monotonic() - begin
+
+
+def written(folder: Path) -> set[tuple[str, int]]:
+    """Checkpoints that are being written, or were when a process was killed."""
+    found = set()
+    for path in folder.glob("checkpoints/*.writing"):
+        with contextlib.suppress(FileNotFoundError):
+            found.add((path.name, path.stat().st_ctime_ns))
+    return found
+
+
+def kill_once(processes, folder: Path, moment: float, during_writing: bool) -> None:
+    """Start or go on, and kill -9 after ``moment`` seconds; or as many after a checkpoint is begun to be written."""
+    left = written(folder)
+    process = processes.Process(target=work, args=(str(folder),))
+    process.start()
+    if during_writing:
+        while process.is_alive() and written(folder) <= left:
+            time.sleep(0.0005)
+    time.sleep(moment)
+    process.kill()
+    process.join()
+
+
+def survives(processes, whole, folder: Path, kills: int, aimed: int) -> None:
+    unbroken, seconds = whole
+    rng = random.Random(kills)
+    plan = [(rng.uniform(0, seconds), False) for _ in range(kills)] + [(rng.uniform(0, 0.08), True)] * aimed
+    rng.shuffle(plan)
+    resumed = []
+    for moment, during_writing in plan:
+        kill_once(processes, folder, moment, during_writing)
+        if (folder / "metrics.jsonl").exists() and lines(folder)[-1]["kind"] == "footer":
+            resumed += lines(folder)[0].get("resumed", [])
+            assert learned(folder) == learned(unbroken)
+            shutil.rmtree(folder)  # it came to its end: the next kill needs another run
+    process = processes.Process(target=work, args=(str(folder),))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert learned(folder) == learned(unbroken)
+    resumed += lines(folder)[0].get("resumed", [])
+    assert len(resumed) >= kills // 2
+    assert any(note["step"] for note in resumed) or kills < 20
+    weights = [(path / "policy" / "model.safetensors").read_bytes() for path in (folder, unbroken)]
+    assert weights[0] == weights[1]
+
+
+def test_a_run_killed_at_random_moments_goes_on_to_the_same_bits(processes, whole, tmp_path):
+    survives(processes, whole, tmp_path / "run", kills=2, aimed=1)
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_20_random_moments_goes_on_to_the_same_bits(processes, whole, tmp_path):
+    survives(processes, whole, tmp_path / "run", kills=20, aimed=10)
+
+
+def stopped_after(folder: Path, steps: int, **options) -> None:
+    """A run with checkpoints after each of its first steps, without a footer, as a kill leaves it."""
+    trainer(folder, replace(SMALL, steps=steps), **options).train()
+    path = folder / "metrics.jsonl"
+    kept = path.read_text().splitlines()[:-1]
+    kept[0] = kept[0].replace(f'"steps": {steps}', f'"steps": {SMALL.steps}')
+    path.write_text("\n".join(kept) + "\n" + '{"kind": "step", "step": 3, "reward/out')
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory, sandbox) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "begun"
+    stopped_after(folder, 3, sandbox=sandbox)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory, sandbox) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "straight"
+    trainer(folder, sandbox=sandbox).train()
+    return folder
+
+
+@pytest.fixture
+def copy(begun, tmp_path) -> Path:
+    return Path(shutil.copytree(begun, tmp_path / "run"))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+
+
+SPOILS = {
+    "half weights": (lambda c: cut(c / "weights.safetensors"), "weights.safetensors is not as it was written"),
+    "one bit": (lambda c: flip(c / "optimizer.safetensors"), "optimizer.safetensors is not as it was written"),
+    "no state": (lambda c: (c / "state.json").unlink(), "state.json is missing"),
+    "no manifest": (lambda c: (c / "manifest.json").unlink(), "cannot be read"),
+    "half a manifest": (lambda c: cut(c / "manifest.json"), "manifest.json is not readable"),
+    "an empty folder": (lambda c: [path.unlink() for path in c.iterdir()], "cannot be read"),
+    "other settings": (lambda c: edit(c / "manifest.json", '"gamma": 0.9', '"gamma": 0.8'), "gamma was 0.8 and is 0.9"),
+    "another format": (lambda c: edit(c / "manifest.json", '"format": 1', '"format": 9'), "it has format 9"),
+    "another step": (lambda c: edit(c / "manifest.json", '"step": 3', '"step": 2'), "it is of step 2"),
+    "never finished": (lambda c: c.rename(f"{c}.writing"), "the run was stopped while this was written"),
+    "not of this record": (lambda c: shutil.copytree(c, c.with_name("step-000009")), "by its manifest it is of step 3"),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILS)
+def test_a_checkpoint_that_is_not_whole_or_not_of_this_run_is_named_and_skipped(spoil, copy, recwarn):
+    last, (change, reason) = copy / "checkpoints" / "step-000003", SPOILS[spoil]
+    kept = Checkpoints(last.parent, json.loads((last / "manifest.json").read_text())["identity"])
+    change(last)
+    assert kept.newest(most=3).name == ("step-000003" if spoil == "not of this record" else "step-000002")
+    (said,) = [str(w.message) for w in recwarn if "is skipped" in str(w.message)]
+    assert reason in said and str(last.parent / "step-0000") in said
+
+
+@pytest.mark.parametrize("spoil", ["half weights", "never finished", "another step"])
+def test_a_run_goes_on_from_the_checkpoint_before_a_broken_one(spoil, copy, straight, sandbox):
+    SPOILS[spoil][0](copy / "checkpoints" / "step-000003")
+    with pytest.warns(UserWarning, match=r"step-000003.* is skipped"):
+        trainer(copy, resume=True, sandbox=sandbox).train()
+    assert learned(copy) == learned(straight)
+    assert checkpoints(copy) == ["step-000003", "step-000004"]
+
+
+def test_a_checkpoint_with_more_steps_than_the_record_is_not_used(copy, straight, sandbox):
+    path = copy / "metrics.jsonl"
+    path.write_text("\n".join(path.read_text().splitlines()[:3]))  # two steps, the second without its end of line
+    with pytest.warns(UserWarning, match=r"step-000002 is skipped: metrics.jsonl holds only 1 steps"):
+        trainer(copy, resume=True, sandbox=sandbox).train()
+    assert learned(copy) == learned(straight)
+
+
+def test_where_no_checkpoint_is_whole_the_run_begins_again_and_says_so(copy, straight, sandbox):
+    for path in (copy / "checkpoints").iterdir():
+        flip(path / "weights.safetensors")
+    with pytest.warns(UserWarning, match=r"step-000002 is skipped.*weights.safetensors"):
+        trainer(copy, resume=True, sandbox=sandbox).train()
+    assert learned(copy) == learned(straight)
+
+
+def test_a_run_that_goes_on_says_so_in_its_header_and_keeps_its_lines(copy, straight, sandbox):
+    before = lines_but_last(copy)
+    going_on = trainer(copy, resume=True, sandbox=sandbox)
+    assert len(going_on.train()) == 4
+    assert lines(copy)[1:4] == before[1:4]
+    header = lines(copy)[0]
+    assert [note["step"] for note in header.pop("resumed")] == [3] and header == before[0]
+    assert learned(copy) == learned(straight)
+    text = (copy / "metrics.jsonl").read_text()
+    finished = trainer(copy, resume=True, sandbox=sandbox)  # finished: nothing to do, but the weights come back
+    assert finished.train(footer=lambda: pytest.fail("a second footer")) == going_on.history
+    assert (copy / "metrics.jsonl").read_text() == text
+    for a, b in zip(finished.policy.trainable_parameters(), going_on.policy.trainable_parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def lines_but_last(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()[:-1]]
+
+
+def test_another_run_in_the_folder_is_an_error_that_names_the_difference(copy, sandbox, model_folder):
+    before = (copy / "metrics.jsonl").read_text()
+    with pytest.raises(ValueError, match=r"holds a run already.*--resume"):
+        trainer(copy)
+    with pytest.raises(ValueError, match=r"gamma was 0.9 and is 1.0"):
+        trainer(copy, replace(SMALL, gamma=1.0), resume=True, sandbox=sandbox).train()
+    with pytest.raises(ValueError, match="policy was"):
+        trainer(copy, policy=load_policy("tiny", lora_rank=4, device="cpu"), resume=True, sandbox=sandbox).train()
+    other = Task("branching", (Problem("1", "1 + 1?", "2"),))
+    with pytest.raises(ValueError, match="task was"):
+        Trainer(load_policy("tiny", device="cpu"), other, SMALL, copy, resume=True, sandbox=sandbox).train()
+    with pytest.raises(ValueError, match=r"steps=2: the run in .* has 3 already"):
+        trainer(copy, replace(SMALL, steps=2), resume=True, sandbox=sandbox).train()
+    assert (copy / "metrics.jsonl").read_text() == before
+    (copy / "metrics.jsonl").write_text("precious\n")
+    with pytest.raises(ValueError, match="does not begin with a run's header"):
+        trainer(copy, resume=True, sandbox=sandbox).train()
+    assert (copy / "metrics.jsonl").read_text() == "precious\n"
+    with pytest.raises(ValueError, match="needs the output folder"):
+        trainer(None, resume=True)
+
+
+def test_memory_time_and_learning_rate_may_change_and_that_is_said(copy, sandbox):
+    changed = replace(SMALL, steps=5, learning_rate=5e-4, tokens_per_pass=512)
+    with pytest.warns(UserWarning, match=r"steps 4 -> 5, learning_rate 0.001 -> 0.0005, tokens_per_pass 4096 -> 512"):
+        run = trainer(copy, changed, resume=True, sandbox=sandbox)
+        run.train()
+    assert run.optimizer.param_groups[0]["lr"] == 5e-4 and len(run.history) == 5
+    assert lines(copy)[0]["config"]["steps"] == 5
+
+
+@pytest.mark.parametrize("changes", [{"minibatches": 2}, {"kl_coefficient": 0.1}, {"lora_rank": 4}])
+def test_every_kind_of_run_goes_on_to_the_same_bits(changes, tmp_path, sandbox):
+    rank = changes.get("lora_rank")
+    config = SMALL if rank else replace(SMALL, **changes)
+    for folder, steps in (("a", (4,)), ("b", (2, 4))):
+        for n in steps:
+            policy = load_policy("tiny", lora_rank=rank, device="cpu")
+            one = trainer(tmp_path / folder, replace(config, steps=n), policy, resume=n == 4, sandbox=sandbox)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                one.train()
+    assert learned(tmp_path / "a") == learned(tmp_path / "b")
+
+
+def test_random_states_come_back():
+    import random as python_random
+
+    import numpy as np
+
+    def draw() -> tuple:
+        return python_random.random(), np.random.rand(), np.random.randn(), torch.rand(1).item()
+
+    draw()
+    state = json.loads(json.dumps(random_state()))
+    first = draw()
+    draw()
+    set_random_state(state)
+    assert draw() == first
+
+
+def test_a_full_disk_is_one_clear_error_and_leaves_the_last_checkpoint(copy, straight, sandbox):
+    """The kernel refuses to write files over a size: first within the weights, then within the metrics."""
+    script = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "from test_survival import trainer\n"
+        "one = trainer(sys.argv[1], resume=True)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), -1))\n"
+        "try: one.train()\n"
+        "except RuntimeError as error: print(error)\n"
+    )
+    for size, name in ((500_000, "step-000004"), ((copy / "metrics.jsonl").stat().st_size + 99, "metrics.jsonl")):
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(copy), str(size)],
+            env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+        )
+        assert f"{name}: " in done.stdout and "free some disk space" in done.stdout, done
+        assert checkpoints(copy) == ["step-000002", "step-000003"]
+    trainer(copy, resume=True, sandbox=sandbox).train()
+    assert learned(copy) == learned(straight)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("during", ["rollout", "update"])
+def test_an_interrupt_saves_the_last_finished_step_and_stops(number, during, tmp_path, straight, sandbox):
+    one = trainer(tmp_path / "run", sandbox=sandbox)
+    one.journal.every = 100
+    part, attribute = (one.task, "grade") if during == "rollout" else (one._update, "_apply")
+    original, calls = getattr(part, attribute), []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == (20 if during == "rollout" else 2):  # in the third step, in the second
+            os.kill(os.getpid(), number)
+        return original(*arguments)
+
+    object.__setattr__(part, attribute, interrupted)
+    with pytest.raises(KeyboardInterrupt, match=r"stopped after 2 of 4 steps; the last checkpoint is .*step-000002"):
+        one.train()
+    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+    trainer(tmp_path / "run", resume=True, sandbox=sandbox).train()
+    assert learned(tmp_path / "run") == learned(straight)
+
+
+class Limited:
+    """A card with room for so many tokens of a pass: more raise what torch raises."""
+
+    def __init__(self, policy, tokens: int) -> None:
+        self.policy, self.tokens, self.refused = policy, tokens, 0
+        self.forward = policy.hidden_states
+        policy.hidden_states = self
+
+    def __call__(self, ids, **how):
+        if self.policy.model.training and ids.numel() > self.tokens:
+            self.refused += 1
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return self.forward(ids, **how)
+
+
+@pytest.mark.parametrize("minibatches", [1, 2])
+def test_out_of_memory_halves_the_passes_and_teaches_the_same(minibatches, sandbox, recwarn):
+    config = replace(SMALL, steps=2, minibatches=minibatches, problems_per_step=4)
+    free = trainer(config=config, sandbox=sandbox)
+    free.train()
+    policy = load_policy("tiny", device="cpu")
+    limited = Limited(policy, 600)
+    one = trainer(config=config, policy=policy, sandbox=sandbox)
+    one.train()
+    said = [str(w.message) for w in recwarn if "out of GPU memory" in str(w.message)]
+    assert limited.refused and len(said) == 1 and "tokens_per_pass goes from 4096 to" in said[0]
+    assert one.history[0]["update/tokens_per_pass"] == one.history[1]["update/tokens_per_pass"] < 4096
+    for ours, theirs in zip(one.history, free.history, strict=True):
+        assert ours["grad/norm"] == pytest.approx(theirs["grad/norm"], rel=1e-3)
+        assert ours["loss/policy"] == pytest.approx(theirs["loss/policy"], abs=1e-4)
+    for a, b in zip(policy.trainable_parameters(), free.policy.trainable_parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=2e-4, rtol=0)
+
+
+def test_a_rollout_that_does_not_fit_stops_the_run_and_names_the_mends(tmp_path, sandbox):
+    policy = load_policy("tiny", device="cpu")
+    Limited(policy, 20)
+    with pytest.raises(TrainingStopped, match=r"one rollout.*gradient_checkpointing.*max_context.*no checkpoint yet"):
+        trainer(tmp_path / "run", policy=policy, sandbox=sandbox).train()
+
+
+def test_rollouts_that_do_not_fit_are_decoded_fewer_at_once(sandbox):
+    policy = load_policy("tiny", device="cpu")
+    forward = policy.hidden_states
+
+    def limited(ids, **how):
+        if not policy.model.training and ids.shape[0] > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(ids, **how)
+
+    policy.hidden_states = limited
+    with pytest.warns(UserWarning, match="out of GPU memory: 2 rollouts are decoded at once, not 4"):
+        one = trainer(config=replace(SMALL, steps=1), policy=policy, sandbox=sandbox)
+        one.train()
+    free = trainer(config=replace(SMALL, steps=1), sandbox=sandbox)
+    free.train()
+    assert one.history[0]["reward/outcome"] == free.history[0]["reward/outcome"]
+
+
+@pytest.mark.parametrize("method", ["gtpo", "grpo"])
+def test_nan_skips_steps_then_stops_with_the_cause_and_keeps_the_last_good_checkpoint(method, tmp_path, sandbox):
+    one = trainer(tmp_path / "run", replace(SMALL, steps=9, method=method), sandbox=sandbox)
+    apply = one._update._apply
+
+    def poisoned() -> None:
+        apply()
+        if len(one.history) == 1:  # the second step breaks a weight
+            one.policy.trainable_parameters()[3].data[0] = math.nan
+
+    one._update._apply = poisoned
+    one.journal.every = 2
+    with pytest.raises(
+        TrainingStopped, match=r"step 4: .* 3 optimiser steps in a row.*the weight .* holds NaN"
+    ) as caught:
+        one.train()
+    assert "step-000002" in str(caught.value) and checkpoints(tmp_path / "run") == ["step-000002"]
+    assert [line["update/skipped"] for line in lines(tmp_path / "run")[1:]] == [0, 0, 1, 1, 1]
+    assert all(math.isfinite(v) for line in one.history for v in line.values())
+
+
+def test_a_single_bad_gradient_is_skipped_and_the_run_goes_on(sandbox):
+    one = trainer(sandbox=sandbox)
+    weight, calls = one.policy.trainable_parameters()[0], []
+
+    def spoil(gradient: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return gradient * math.inf if len(calls) == 2 else gradient
+
+    weight.register_hook(spoil)
+    one.train()
+    assert [m["update/skipped"] for m in one.history].count(1) == 1
+    assert all(bool(torch.isfinite(p).all()) for p in one.policy.trainable_parameters())
