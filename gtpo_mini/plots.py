@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from .config import results_folder
 from .experiments import Run
 from .metrics import mean
 from .stats import t_interval
@@ -26,11 +26,6 @@ LABELS = {
     "rollout/invalid_calls": "invalid share of tool calls",
     "rollout/turns": "turns a rollout",
 }
-
-
-def results_folder() -> Path:
-    """Where figures go: ``GTPO_RESULTS``, or else ``results`` beside the notebooks' folder."""
-    return Path(os.environ.get("GTPO_RESULTS") or Path(__file__).resolve().parent.parent / "results")
 
 
 def smooth(values: Sequence[float], window: int = 5) -> list[float]:

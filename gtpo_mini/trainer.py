@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import random
 import time
 import warnings
@@ -17,14 +18,14 @@ from tqdm.auto import tqdm
 from .advantages import grpo_advantages, gtpo_advantages
 from .config import TrainConfig
 from .loss import clipped_surrogate, importance_weights, token_logprobs
-from .metrics import describe_rollouts, mean, peak_gib, run_header
+from .metrics import describe_advantages, describe_rollouts, mean, peak_gib, run_header
 from .packing import passes, per_token
 from .policy import Policy
 from .protocol import ToolProtocol, load_protocol
 from .rewards import trajectory_reward, turn_rewards
 from .rollout import RolloutEngine
 from .sandbox import Sandbox
-from .shaping import load_similarity, shape_outcomes
+from .shaping import load_similarity, shape_outcomes, turn_potentials
 from .tasks import Task
 from .types import Problem, Trajectory
 
@@ -37,31 +38,39 @@ def score(
     """From graded rollouts to rewards and advantages: the whole method.
 
     Args:
-        config: method, gamma, normalize, alpha, similarity, format_penalty and group_size count.
+        config: the fields from ``method`` to ``format_penalty`` count, and ``group_size``.
         rollouts: whole groups of ``group_size``, one after the other.
         correct: whether each final answer is right.
 
     Returns:
-        (rewards, advantages), each one list a rollout and one number a turn. Under GRPO the rollout's reward
-        stands at its last turn, and every turn has the rollout's advantage.
+        (rewards, advantages), each one list a rollout and one number a turn. A reward of the whole rollout
+        stands at its last turn; under GRPO every turn has the rollout's advantage.
     """
-    size = config.group_size
+    size, gtpo = config.group_size, config.method == "gtpo"
     groups = [i // size for i in range(len(rollouts))]
-    if config.method == "grpo":
-        rewards = [trajectory_reward(rollout, float(right)) for rollout, right in zip(rollouts, correct, strict=True)]
-        advantages = grpo_advantages(rewards, groups)
-        turns = [len(rollout.turns) for rollout in rollouts]
-        return (
-            [[0.0] * (n - 1) + [reward] for n, reward in zip(turns, rewards, strict=True)],
-            [[advantage] * n for n, advantage in zip(turns, advantages, strict=True)],
-        )
-    similarity = load_similarity(config.similarity)
-    outcomes: list[float] = []
-    for start in range(0, len(rollouts), size):
-        codes = [rollout.code for rollout in rollouts[start : start + size]]
-        outcomes += shape_outcomes(codes, correct[start : start + size], similarity, config.alpha)
-    rewards = [turn_rewards(r, outcome, config.format_penalty) for r, outcome in zip(rollouts, outcomes, strict=True)]
-    return rewards, gtpo_advantages(rewards, config.gamma, config.normalize, groups)
+    outcomes = [float(right) for right in correct]
+    potentials = [[0.0] * len(rollout.turns) for rollout in rollouts]
+    for start in range(0, len(rollouts) if gtpo and config.alpha else 0, size):
+        members, similarity = slice(start, start + size), load_similarity(config.similarity)
+        if config.shaping == "outcome":
+            codes = [rollout.code for rollout in rollouts[members]]
+            outcomes[members] = shape_outcomes(codes, correct[members], similarity, config.alpha)
+        else:
+            codes_by_turn = [rollout.code_before_turns for rollout in rollouts[members]]
+            potentials[members] = turn_potentials(codes_by_turn, correct[members], similarity, config.alpha)
+    rewards = []
+    for rollout, outcome, potential in zip(rollouts, outcomes, potentials, strict=True):
+        if config.reward_kind == "turn":
+            earned = turn_rewards(rollout, outcome, config.format_penalty)
+        else:
+            whole = outcome if config.reward_kind == "accuracy" else trajectory_reward(rollout, outcome)
+            earned = [0.0] * (len(rollout.turns) - 1) + [whole]
+        gains = [config.gamma * later - now for now, later in zip(potential, [*potential[1:], 0.0], strict=True)]
+        rewards.append([reward + gain for reward, gain in zip(earned, gains, strict=True)])
+    if gtpo and config.returns:
+        return rewards, gtpo_advantages(rewards, config.gamma, config.normalize, groups)
+    whole_rollout = grpo_advantages([math.fsum(rewards_N) for rewards_N in rewards], groups)
+    return rewards, [[a] * len(r.turns) for a, r in zip(whole_rollout, rollouts, strict=True)]
 
 
 class Trainer:
@@ -143,6 +152,7 @@ class Trainer:
             "step": step,
             **describe_rollouts(rollouts, correct),
             "reward/turn_mean": mean([r for rewards_N in rewards for r in rewards_N]),
+            **describe_advantages(rollouts, correct, advantages),
             "advantage/mean_abs": mean([abs(a) for advantages_N in advantages for a in advantages_N]),
             "group/silent": mean(silent),
             **update,

@@ -23,9 +23,9 @@ ORDER = (
     *("types", "sandbox", "branching", "tasks", "protocol"),
     *("attention", "policy"),
     *("cache", "reader", "ongoing", "scheduler", "rollout"),
-    *("rewards", "shaping", "advantages", "packing", "loss"),
-    *("config", "metrics"),  # settings of the parts before them, and what a trainer measures
-    *("coldstart", "trainer", "evaluate", "experiments"),
+    *("rewards", "similarity", "shaping", "advantages", "packing", "loss"),
+    *("config", "arms", "metrics"),  # settings of the parts before them, and what a trainer measures
+    *("coldstart", "regimes", "trainer", "evaluate", "experiments", "report"),
     *("plots", "display", "reproduce", "cli"),
     *("__init__", "__main__"),
 )
