@@ -1,4 +1,4 @@
-"""The command line: ``python -m gtpo_mini train | evaluate | experiment | search | plot | coldstart | reproduce``."""
+"""The command line: ``python -m gtpo_mini COMMAND``; ``--help`` lists the commands."""
 
 from __future__ import annotations
 
@@ -71,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     plot.add_argument("runs", help="folder of recorded runs")
     plot.add_argument("--output", default="results", help="folder (default: results)")
     plot.add_argument("--name", default="side_by_side", help="of the files (default: side_by_side)")
+    add("report", "write the README's results from data/runs, and its figures to docs/")
     coldstart = add("coldstart", "make data/tiny_policy again (about half an hour on one core)")
     coldstart.add_argument("--output", help="another folder")
     reproduce = add("reproduce", "run all notebooks, write HTML and figures")
@@ -180,6 +181,14 @@ def _plot(arguments: argparse.Namespace) -> None:
     print(save_figure(plot_learning_curves(runs, title), arguments.name, runs, arguments.output))
 
 
+def _report(arguments: argparse.Namespace) -> None:
+    from .plots import readme_figures
+    from .report import write_report
+
+    print(write_report())
+    print("\n".join(map(str, readme_figures())))
+
+
 def _coldstart(arguments: argparse.Namespace) -> None:
     from .coldstart import cold_start
     from .policy import TINY_FOLDER
@@ -206,6 +215,7 @@ def main(words: list[str] | None = None) -> int:
             "experiment": _experiment,
             "search": _search,
             "plot": _plot,
+            "report": _report,
             "coldstart": _coldstart,
             "reproduce": _reproduce,
         }[arguments.command](arguments)

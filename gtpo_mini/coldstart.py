@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from .branching import TraceNoise, answer_from, draw_problems, write_trace
 from .loss import token_logprobs
@@ -68,17 +68,17 @@ def train_tokenizer(texts: list[str], vocabulary: int = 640) -> PreTrainedTokeni
     )
 
 
-def tiny_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> Qwen2ForCausalLM:
-    """The tiny policy before training: 3 layers of width 96, tied embeddings."""
+def tiny_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlamaForCausalLM:
+    """The tiny policy before training: 2 layers of width 128, tied embeddings."""
+    # Llama, because `AutoTokenizer` gives a Qwen2 model Qwen2's own way to cut text, whatever tokenizer.json says.
     torch.manual_seed(seed)
-    return Qwen2ForCausalLM(
-        Qwen2Config(
+    return LlamaForCausalLM(
+        LlamaConfig(
             vocab_size=len(tokenizer),
-            hidden_size=96,
-            intermediate_size=256,
-            num_hidden_layers=3,
-            num_attention_heads=3,
-            num_key_value_heads=3,
+            hidden_size=128,
+            intermediate_size=320,
+            num_hidden_layers=2,
+            num_attention_heads=4,
             max_position_embeddings=1024,
             tie_word_embeddings=True,
             bos_token_id=None,
@@ -141,8 +141,8 @@ class Stage:
 
 #: First the skill, on traces that are mostly good; then bad habits, so that there is something to unlearn.
 STAGES = (
-    Stage(20000, 1800, 3e-3, TraceNoise(bad_call=0.3, recover=0.6)),
-    Stage(5000, 300, 1e-3, TraceNoise(bad_call=0.5, recover=0.5)),
+    Stage(20000, 3000, 3e-3, TraceNoise(bad_call=0.3, recover=0.6)),
+    Stage(5000, 300, 1e-3, TraceNoise(bad_call=0.5, recover=0.5, invalid=0.5)),
 )
 
 

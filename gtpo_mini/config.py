@@ -106,7 +106,7 @@ class Profile:
     device: str = "cpu"
 
 
-_CPU = Profile("cpu", "tiny", "branching", TrainConfig(learning_rate=3e-4, max_turn_tokens=40, max_context=512))
+_CPU = Profile("cpu", "tiny", "branching", TrainConfig(learning_rate=3e-4, max_turn_tokens=24, max_context=320))
 _T4 = Profile(
     "t4",
     "Qwen/Qwen2.5-1.5B-Instruct",

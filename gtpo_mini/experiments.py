@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from .arms import arm_config
+from .arms import ARMS, arm_config
 from .config import TrainConfig, load_profile
 from .evaluate import evaluate
 from .metrics import mean
@@ -23,6 +23,8 @@ from .regimes import load_regime, regime_policy
 from .sandbox import Sandbox
 from .tasks import load_task
 from .trainer import Trainer
+
+__all__ = ["ARMS", "Run", "arm_config", "load_runs", "run_arm", "run_arms", "search_rates"]
 
 
 @dataclass(frozen=True)

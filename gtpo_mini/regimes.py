@@ -10,16 +10,17 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .branching import TraceNoise
-from .coldstart import Stage, imitate
+from .coldstart import STAGES, Stage, imitate
 from .config import results_folder
 from .policy import TINY_FOLDER, load_policy
 from .sandbox import Sandbox
 
-_BASE = TraceNoise()
+_BASE = STAGES[-1].noise  # the shipped policy's own habits
+_LONG = {"max_turns": 9, "max_context": 512}
 
 
 @dataclass(frozen=True)
@@ -33,15 +34,17 @@ class Regime:
 
 
 REGIMES: dict[str, Regime] = {
-    "no_broken": Regime("bad calls run, and print something wrong", TraceNoise(invalid=0.0)),
-    "all_broken": Regime("every bad call is broken: none runs", TraceNoise(invalid=1.0)),
-    "weak": Regime("few right answers at the start", TraceNoise(bad_call=0.7, recover=0.3)),
-    "strong": Regime("mostly right at the start", TraceNoise(bad_call=0.2)),
-    "long": Regime("five steps instead of three", _BASE, {"steps": 5}, {"max_turns": 9}),
-    "hopeless": Regime("five steps, hardly ever right", TraceNoise(0.7, 0.3), {"steps": 5}, {"max_turns": 9}),
-    "guess": Regime("even or odd: half of all guesses are right", TraceNoise(skip=0.15), {"ask": "parity"}),
+    "no_broken": Regime("bad calls run, and print something wrong", replace(_BASE, invalid=0.0)),
+    "all_broken": Regime("every bad call is broken", replace(_BASE, invalid=1.0)),
+    "weak": Regime("few right answers at the start", replace(_BASE, bad_call=0.7, recover=0.3)),
+    "strong": Regime("mostly right at the start", replace(_BASE, bad_call=0.2)),
+    "long": Regime("five steps instead of three", _BASE, {"steps": 5}, _LONG),
+    "hopeless": Regime("five steps, hardly ever right", replace(_BASE, bad_call=0.7, recover=0.3), {"steps": 5}, _LONG),
+    "guess": Regime("even or odd: half of all guesses are right", replace(_BASE, skip=0.15), {"ask": "parity"}),
     "guess_broken": Regime(
-        "guesses pay, and most bad calls are broken", TraceNoise(0.6, 0.3, 0.8, 0.15), {"ask": "parity"}
+        "guesses pay, and most bad calls are broken",
+        replace(_BASE, bad_call=0.6, recover=0.3, invalid=0.8, skip=0.15),
+        {"ask": "parity"},
     ),
 }
 
