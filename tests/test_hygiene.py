@@ -24,7 +24,7 @@ ORDER = (
     *("attention", "policy"),
     *("cache", "reader", "ongoing", "scheduler", "rollout"),
     *("rewards", "similarity", "shaping", "advantages", "packing", "loss"),
-    *("config", "arms", "metrics"),  # settings of the parts before them, and what a trainer measures
+    *("config", "arms", "scoring", "metrics"),  # settings of the parts before them, and what a trainer measures
     *("coldstart", "regimes", "trainer", "evaluate", "experiments", "report"),
     *("plots", "display", "reproduce", "cli"),
     *("__init__", "__main__"),
