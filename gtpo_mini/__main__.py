@@ -42,6 +42,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--seed", type=int)
     train.add_argument("--arm", default="gtpo", help=f"{', '.join(ARMS)} (default: gtpo)")
     train.add_argument("--output", help="folder for metrics.jsonl and the trained policy")
+    train.add_argument("--checkpoint-every", type=int, default=10, help="steps between checkpoints (default: 10)")
+    train.add_argument("--resume", action="store_true", help="go on with the run in --output, if it holds one")
+    train.add_argument("--trackers", nargs="+", default=[], help="where metrics go as well: tensorboard, wandb, ...")
     known = {action.dest for action in train._actions}
     hints = typing.get_type_hints(TrainConfig)
     for field in fields(TrainConfig):
@@ -51,6 +54,10 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--problems", type=int, help="how many, from the first (default: all)")
     evaluate.add_argument("--samples", type=int, default=1, help="rollouts a problem (default: 1)")
     evaluate.add_argument("--output", help="file for the results, per problem")
+    merge = add("merge", "merge a trained adapter into its base model: a plain transformers folder")
+    merge.add_argument("adapter", help="folder of the adapter, e.g. RUN/policy")
+    merge.add_argument("--output", required=True, help="a new folder")
+    merge.add_argument("--base", help="folder or hub name of the base model (default: as the adapter says)")
     experiment = add("experiment", "train arms with several seeds, each run recorded")
     experiment.add_argument("--seeds", type=int, default=3, help="seeds 0 .. n-1 (default: 3)")
     experiment.add_argument("--learning-rate", type=float)
@@ -114,7 +121,16 @@ def _train(arguments: argparse.Namespace) -> None:
     from .trainer import Trainer
 
     policy, config, task = _policy_config_task(arguments, "train")
-    trainer = Trainer(policy, task, config, arguments.output, header={"arm": arguments.arm})
+    trainer = Trainer(
+        policy,
+        task,
+        config,
+        arguments.output,
+        header={"arm": arguments.arm},
+        checkpoint_every=arguments.checkpoint_every,
+        resume=arguments.resume,
+        trackers=arguments.trackers,
+    )
     history = trainer.train()
     last = history[-1]
     print(
@@ -124,6 +140,12 @@ def _train(arguments: argparse.Namespace) -> None:
     if arguments.output:
         policy.save(Path(arguments.output) / "policy")
         print(f"metrics: {Path(arguments.output) / 'metrics.jsonl'}; policy: {Path(arguments.output) / 'policy'}")
+
+
+def _merge(arguments: argparse.Namespace) -> None:
+    from .merge import merge
+
+    print(merge(arguments.adapter, arguments.output, arguments.base))
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -211,6 +233,7 @@ def main(words: list[str] | None = None) -> int:
         arguments = _parser().parse_args(words)
         {
             "train": _train,
+            "merge": _merge,
             "evaluate": _evaluate,
             "experiment": _experiment,
             "search": _search,
@@ -222,8 +245,8 @@ def main(words: list[str] | None = None) -> int:
     except (ValueError, OSError, ImportError, RuntimeError, SandboxUnavailable) as error:
         print(f"error: {error}", file=sys.stderr)
         return ERROR
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(stop if stop.args else "stopped", file=sys.stderr)
         return 130
     return 0
 

@@ -103,7 +103,8 @@ def run_arm(
                 if eval_problems
             }
 
-        Trainer(policy, train, config, output, sandbox=sandbox, header=facts).train(footer=evaluations)
+        trainer = Trainer(policy, train, config, output, sandbox=sandbox, header=facts, checkpoint_every=None)
+        trainer.train(footer=evaluations)
     return _read_run(path)
 
 

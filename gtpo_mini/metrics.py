@@ -43,6 +43,8 @@ def describe_rollouts(rollouts: Sequence[Trajectory], correct: Sequence[bool]) -
         "rollout/guesses": mean(guesses),
         "rollout/turn_tokens": sum(sum(r.loss_mask) for r in rollouts) / max(1, len(turns)),
         "rollout/tokens": mean([len(rollout.token_ids) for rollout in rollouts]),
+        "rollout/tokens_max": max(len(rollout.token_ids) for rollout in rollouts),
+        "rollout/truncated": mean([rollout.stop.truncated for rollout in rollouts]),
         **{f"rollout/stop_{reason}": mean([r.stop == reason for r in rollouts]) for reason in StopReason},
     }
 

@@ -123,7 +123,7 @@ class Policy:
 
     def save(self, folder: str | os.PathLike) -> None:
         """Write weights (or the adapter) as safetensors, and the tokenizer, to ``folder``."""
-        with _quiet():
+        with quiet():
             self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
@@ -176,7 +176,7 @@ def load_policy(
         options["device_map"] = {"": device}
     source = str(folder) if folder.is_dir() else name
     try:
-        with _quiet():
+        with quiet():
             tokenizer = AutoTokenizer.from_pretrained(source)
             model = AutoModelForCausalLM.from_pretrained(source, **options)
     except Exception as error:  # a broken folder raises whatever its reader happens to raise
@@ -193,7 +193,7 @@ def load_policy(
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No bar for reading weights: the bars that matter are those of the steps."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()

@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import functools
-import json
 import random
 import time
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
 
 from .config import TrainConfig
-from .loss import clipped_surrogate, importance_weights, token_logprobs
+from .interrupt import Interrupts
+from .journal import Journal, identify
 from .metrics import describe_advantages, describe_rollouts, mean, peak_gib, run_header
-from .packing import passes, per_token
 from .policy import Policy
 from .protocol import ToolProtocol, load_protocol
 from .rollout import RolloutEngine
 from .sandbox import Sandbox
 from .scoring import score
 from .tasks import Task
+from .trackers import Trackers
 from .types import Problem, Trajectory
+from .update import TrainingStopped, Update, within_memory
 
-__all__ = ["TrainConfig", "Trainer", "score"]
+__all__ = ["TrainConfig", "Trainer", "TrainingStopped", "score"]
 
 
 class Trainer:
@@ -35,13 +37,19 @@ class Trainer:
     Args:
         policy, task: what learns, and from what.
         config: how.
-        output: folder for ``metrics.jsonl`` (a header, one line a step, a footer); None writes nothing.
+        output: folder for ``metrics.jsonl`` (a header, one line a step, a footer) and ``checkpoints``; None writes
+            nothing.
         protocol: how turns are written; None takes fenced code.
         sandbox: where code runs; None starts one for the time of `train`.
         header: more facts for the run's header (its arm, say).
+        checkpoint_every: steps from one checkpoint to the next; the last step, Ctrl-C and SIGTERM make one too.
+            None: no checkpoints.
+        resume: go on with the run in ``output``, from its newest checkpoint that is whole and its own, or begin one if
+            there is none. On a CPU what follows is to the bit what it would have been without the stop.
+        trackers: names that accelerate knows ("tensorboard", "wandb"): where metrics are sent to as well.
 
     Raises:
-        ValueError: the output folder already holds a run.
+        ValueError: the output folder already holds a run, and ``resume`` is not set; a tracker that is not installed.
     """
 
     def __init__(
@@ -53,12 +61,14 @@ class Trainer:
         protocol: ToolProtocol | None = None,
         sandbox: Sandbox | None = None,
         header: dict | None = None,
+        checkpoint_every: int | None = 10,
+        resume: bool = False,
+        trackers: Sequence[str] = (),
     ) -> None:
         self.policy, self.task, self.config = policy, task, config or TrainConfig()
         self.protocol, self.sandbox, self.header = protocol or load_protocol(), sandbox, header or {}
-        self.path = Path(output) / "metrics.jsonl" if output is not None else None
-        if self.path is not None and self.path.exists():
-            raise ValueError(f"output={str(output)!r}: holds a run already (metrics.jsonl); choose another folder")
+        self.journal = Journal(output, checkpoint_every, resume)
+        self.trackers = Trackers(trackers, self.journal.folder)
         self.history: list[dict[str, float]] = []
         self.last: tuple[list[Trajectory], list[list[float]], list[list[float]]] = ([], [], [])  #: of the last step
         if self.config.kl_coefficient:
@@ -68,12 +78,21 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             policy.trainable_parameters(), lr=self.config.learning_rate, weight_decay=0.0
         )
+        self._update = Update(policy, self.config, self.optimizer)
+        self._interrupts = Interrupts()
+        self._settled = True  # the weights are those after the last step in `history`
 
     def train(self, footer: Callable[[], dict] | None = None) -> list[dict[str, float]]:
         """Run all steps; returns the metrics of each, which are also written as they come.
 
         Args:
             footer: called at the end; what it returns closes ``metrics.jsonl`` (an evaluation, say).
+
+        Raises:
+            ValueError: a prompt that does not fit; an output folder with another run than the one to go on with.
+            TrainingStopped: out of memory, or NaN, with no way on; the message says why.
+            KeyboardInterrupt: Ctrl-C or SIGTERM, after the last finished step is saved.
+            RuntimeError: the disk is full; the last checkpoint is whole.
         """
         config, device = self.config, str(self.policy.device)
         header = {**self.header, **run_header(config, self.policy.name, self.task.name, device)}
@@ -83,22 +102,46 @@ class Trainer:
             # A prompt that does not fit must show now, not at the step that draws it.
             for problem in {p.id: p for step in range(config.steps) for p in self._problems(step)}.values():
                 engine.encode_prompt(problem)
-            self._write("header", header)
-            bar = tqdm(range(config.steps), desc=f"{config.method} seed {config.seed}", unit="step")
-            for step in bar:
-                metrics = self.step(engine, step)
-                bar.set_postfix(accuracy=f"{metrics['reward/outcome']:.2f}", turns=f"{metrics['rollout/turns']:.1f}")
-        self._write("footer", {"steps": len(self.history), **(footer() if footer else {})})
+            identity = identify(self.policy, self.task, config, self.protocol)
+            self.history = self.journal.begin(header, identity, self.policy, self.optimizer, self._update)
+            stack.enter_context(self.trackers).start(header["config"])
+            self._interrupts = stack.enter_context(Interrupts())
+            name, steps, done = f"{config.method} seed {config.seed}", config.steps, len(self.history)
+            bar = stack.enter_context(tqdm(range(done, steps), desc=name, unit="step", initial=done, total=steps))
+            try:
+                for step in bar:
+                    metrics = self.step(engine, step)
+                    bar.set_postfix(
+                        accuracy=f"{metrics['reward/outcome']:.2f}", turns=f"{metrics['rollout/turns']:.1f}"
+                    )
+                    if self.journal.due(step + 1, steps):
+                        self._save()
+                    self._interrupts.check()
+            except KeyboardInterrupt:
+                if self._settled:
+                    self._save()
+                raise KeyboardInterrupt(
+                    f"stopped after {len(self.history)} of {steps} steps; {self.journal.words()}"
+                ) from None
+            except TrainingStopped as error:
+                raise TrainingStopped(f"{error}; {self.journal.words()}") from error
+        self.journal.close({"steps": len(self.history), **(footer() if footer and not self.journal.finished else {})})
         return self.history
 
     def step(self, engine: RolloutEngine, step: int) -> dict[str, float]:
-        """One step on fresh rollouts; returns its metrics."""
+        """One step on fresh rollouts; returns its metrics.
+
+        Raises:
+            TrainingStopped: as in `train`.
+        """
         config, begin = self.config, time.perf_counter()
-        rollouts = engine.generate(self._problems(step), config.group_size, seed=config.seed * 10**6 + step)
-        rolled_out = time.perf_counter()
-        correct = [self.task.grade(rollout.problem, rollout.answer) for rollout in rollouts]
-        rewards, advantages = score(config, rollouts, correct)
+        with self._interrupts.at_once():
+            rollouts = self._roll_out(engine, step)
+            rolled_out = time.perf_counter()
+            correct = [self.task.grade(rollout.problem, rollout.answer) for rollout in rollouts]
+            rewards, advantages = score(config, rollouts, correct)
         scored = time.perf_counter()
+        self._settled = False
         update = self._update(rollouts, advantages, step)
         silent = [
             not any(map(any, advantages[i : i + config.group_size])) for i in range(0, len(rollouts), config.group_size)
@@ -119,9 +162,34 @@ class Trainer:
             "memory/peak_gib": peak_gib(),
         }
         self._warn_if_nothing_is_taught(metrics, rollouts)
+        self.journal.step(metrics)
         self.history.append(metrics)
-        self._write("step", metrics)
+        self._settled = True
+        self.trackers.log(metrics, step)
+        self._update.check(step)
         return metrics
+
+    def _roll_out(self, engine: RolloutEngine, step: int) -> list[Trajectory]:
+        """The step's rollouts; out of memory, fewer are decoded at once, for the rest of the run."""
+
+        def fewer_rows() -> None:
+            rows = engine.settings.rows
+            if rows == 1:
+                raise TrainingStopped(
+                    "out of GPU memory while one rollout is decoded; use a shorter max_context or max_turn_tokens, a "
+                    "4-bit base (quantize nf4) or a smaller model"
+                )
+            engine.settings = replace(engine.settings, rows=rows // 2)
+            warnings.warn(f"out of GPU memory: {rows // 2} rollouts are decoded at once, not {rows}", stacklevel=5)
+
+        def work() -> list[Trajectory]:
+            seed = self.config.seed * 10**6 + step
+            return engine.generate(self._problems(step), self.config.group_size, seed=seed)
+
+        return within_memory(work, fewer_rows)
+
+    def _save(self) -> None:
+        self.journal.save(len(self.history), self.policy, self.optimizer, self._update)
 
     def _problems(self, step: int) -> list[Problem]:
         """The step's problems: all of them in a fresh order each epoch, fixed by the seed."""
@@ -129,59 +197,6 @@ class Trainer:
         places = [divmod(place, total) for place in range(step * count, (step + 1) * count)]
         orders = {epoch: _order(self.config.seed, epoch, total) for epoch, _ in places}
         return [self.task.problems[orders[epoch][index]] for epoch, index in places]
-
-    def _update(self, rollouts: list[Trajectory], advantages: list[list[float]], step: int) -> dict[str, float]:
-        """Optimiser steps on one batch; the loss is a mean over the policy tokens of each (mini)batch."""
-        config = self.config
-        keys = ("loss/policy", "loss/kl", "loss/clip_fraction", "loss/sampler_mismatch", "policy/entropy")
-        sums, norms, read = dict.fromkeys(keys, 0.0), [], 0
-        order = list(range(len(rollouts)))
-        if config.minibatches > 1:
-            random.Random(f"{config.seed}-{step}-minibatches").shuffle(order)
-        self.policy.model.train()
-        before = self._before_update(rollouts, order) if config.minibatches > 1 else {}
-        for part in range(config.minibatches):
-            members = order[part :: config.minibatches]
-            tokens = sum(sum(rollouts[i].loss_mask) for i in members)
-            # Without a KL term a rollout with advantage 0 everywhere has no gradient: it only counts as tokens.
-            taught = [i for i in members if any(advantages[i]) or config.kl_coefficient]
-            self.optimizer.zero_grad()
-            for batch in passes(rollouts, taught, config.tokens_per_pass):
-                chosen = [rollouts[i] for i in batch]
-                logprobs = token_logprobs(self.policy, chosen, config.temperature)  # (M,)
-                sampled, advantage = per_token(chosen, [advantages[i] for i in batch], logprobs.device)  # (M,), (M,)
-                old = torch.cat([before[i] for i in batch]) if before else logprobs.detach()  # (M,)
-                weights = importance_weights(old, sampled, config.importance_cap)  # (M,)
-                loss, clipped = clipped_surrogate(logprobs, old, advantage, config.clip_low, config.clip_high)  # (M,)
-                total = (weights * loss).sum()
-                if config.kl_coefficient:
-                    with torch.no_grad(), self.policy.as_reference() as reference:
-                        base = token_logprobs(reference, chosen, config.temperature)  # (M,)
-                    kl = (base - logprobs).exp() - (base - logprobs) - 1  # (M,): the k3 estimate, never negative
-                    total = total + config.kl_coefficient * kl.sum()
-                    sums["loss/kl"] += kl.sum().item()
-                (total / tokens).backward()
-                read += len(logprobs)
-                sums["loss/policy"] += (weights * loss).sum().item()
-                sums["loss/clip_fraction"] += clipped.sum().item()
-                sums["loss/sampler_mismatch"] += (old - sampled).abs().sum().item()
-                sums["policy/entropy"] -= logprobs.sum().item()
-            norms.append(
-                torch.nn.utils.clip_grad_norm_(self.policy.trainable_parameters(), config.max_grad_norm).item()
-            )
-            self.optimizer.step()
-        self.policy.model.eval()
-        return {**{key: value / max(1, read) for key, value in sums.items()}, "grad/norm": mean(norms)}
-
-    @torch.no_grad()
-    def _before_update(self, rollouts: list[Trajectory], members: list[int]) -> dict[int, torch.Tensor]:
-        """Each rollout's log-probabilities (M_i,) under the policy that the coming updates start from."""
-        found = {}
-        for batch in passes(rollouts, members, self.config.tokens_per_pass):
-            logprobs = token_logprobs(self.policy, [rollouts[i] for i in batch], self.config.temperature)  # (M,)
-            parts = logprobs.split([sum(rollouts[i].loss_mask) for i in batch])
-            found |= dict(zip(batch, parts, strict=True))
-        return found
 
     def _warn_if_nothing_is_taught(self, metrics: dict[str, float], rollouts: list[Trajectory]) -> None:
         where = f"step {metrics['step']} of {self.config.method}"
@@ -198,12 +213,6 @@ class Trainer:
                 f"({self.config.max_turn_tokens}) or max_context ({self.config.max_context})",
                 stacklevel=3,
             )
-
-    def _write(self, kind: str, line: dict) -> None:
-        if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"kind": kind, **line}) + "\n")
 
 
 @functools.lru_cache(maxsize=4)

@@ -25,7 +25,8 @@ ORDER = (
     *("cache", "reader", "ongoing", "scheduler", "rollout"),
     *("rewards", "similarity", "shaping", "advantages", "packing", "loss"),
     *("config", "arms", "scoring", "metrics"),  # settings of the parts before them, and what a trainer measures
-    *("coldstart", "regimes", "trainer", "evaluate", "experiments", "report"),
+    *("record", "checkpoint", "update", "journal", "interrupt", "trackers"),  # what a long run survives by
+    *("coldstart", "regimes", "trainer", "merge", "evaluate", "experiments", "report"),
     *("plots", "display", "reproduce", "cli"),
     *("__init__", "__main__"),
 )

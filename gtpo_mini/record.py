@@ -1,0 +1,81 @@
+"""``metrics.jsonl``, the record of a run: a header, one line a step, a footer; whole after a crash at any moment."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+
+@contextlib.contextmanager
+def clear_disk_errors(path: Path) -> Iterator[None]:
+    """Turn what a full or broken disk raises into one error that names the file and the mend.
+
+    Raises:
+        RuntimeError: in place of an `OSError` or of the safetensors writer's own.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise RuntimeError(
+            f"cannot write {path}: {error}; what was written before is whole: free some disk space (or use another "
+            "output folder), then go on with --resume"
+        ) from error
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk itself."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class Record:
+    """The lines of a run's ``metrics.jsonl``.
+
+    Args:
+        folder: the run's; it is made when the first line is written.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.path = Path(folder) / "metrics.jsonl"
+
+    def append(self, kind: str, line: dict) -> None:
+        """Add a line; only the last line of a file can be half a line, where the process was killed."""
+        with clear_disk_errors(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"kind": kind, **line}) + "\n")
+
+    def rewrite(self, lines: list[dict]) -> None:
+        """Put ``lines`` in place of the whole file, in one move: a crash leaves the old file or the new one."""
+        new = self.path.with_name(self.path.name + ".new")
+        with clear_disk_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with new.open("w", encoding="utf-8") as file:
+                file.writelines(json.dumps(line) + "\n" for line in lines)
+            sync(new)
+            new.replace(self.path)
+            sync(self.path.parent)
+
+    def read(self) -> list[dict]:
+        """The whole lines up to the first that is broken, as `append` wrote them; nothing where there is no file.
+
+        Raises:
+            ValueError: the file does not begin with a run's header.
+        """
+        if not self.path.exists():
+            return []
+        lines = []
+        for text in self.path.read_bytes().split(b"\n")[:-1]:  # behind the last line end stands nothing, or half a line
+            try:
+                lines.append(json.loads(text))
+            except ValueError:
+                break
+        if not lines or not isinstance(lines[0], dict) or lines[0].get("kind") != "header":
+            raise ValueError(f"{self.path}: does not begin with a run's header; choose another output folder")
+        return lines
