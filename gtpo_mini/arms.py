@@ -21,8 +21,8 @@ ARMS: dict[str, dict[str, object]] = {
     "+returns": {**_FULL, "alpha": 0.0},  # A_ij = norm(R_ij), R_ij = sum_m gamma^(m-j) r_im
     "gtpo": _FULL,  # the same, wrong rollouts earning alpha * mean similarity
     # Leave one out of the whole. Without shaping it is "+returns".
-    "-turn_rewards": {**_FULL, "rewards": "trajectory"},
-    "-returns": {**_FULL, "returns": False},
+    "no_turn_rewards": {**_FULL, "rewards": "trajectory"},
+    "no_returns": {**_FULL, "returns": False},
     # Settings of the whole; its own are gamma 0.9, normalize "group", alpha 0.5, similarity "ngram".
     **{f"gamma_{gamma}": {**_FULL, "gamma": gamma} for gamma in (0.5, 0.8, 0.95, 1.0)},
     **{f"normalize_{name}": {**_FULL, "normalize": name} for name in ("batch", "turn", "first")},
@@ -34,7 +34,7 @@ ARMS: dict[str, dict[str, object]] = {
 
 #: Other names of the same arms, as a reader of the ladder looks for them.
 SAME_AS = {
-    **{"+shaping": "gtpo", "-shaping": "+returns", "gamma_0.9": "gtpo", "normalize_group": "gtpo"},
+    **{"+shaping": "gtpo", "no_shaping": "+returns", "gamma_0.9": "gtpo", "normalize_group": "gtpo"},
     **{"alpha_0.0": "+returns", "alpha_0.5": "gtpo", "similarity_ngram": "gtpo"},
 }
 
@@ -51,7 +51,7 @@ def arm_config(arm: str, base: TrainConfig) -> TrainConfig:
 
     >>> arm_config("grpo", TrainConfig()).method
     'grpo'
-    >>> arm_config("-shaping", TrainConfig()) == arm_config("+returns", TrainConfig())
+    >>> arm_config("no_shaping", TrainConfig()) == arm_config("+returns", TrainConfig())
     True
     """
     arm = SAME_AS.get(arm, arm)

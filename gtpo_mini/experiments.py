@@ -26,6 +26,8 @@ from .trainer import Trainer
 
 __all__ = ["ARMS", "Run", "arm_config", "load_runs", "run_arm", "run_arms", "search_rates"]
 
+_EVAL_ROWS = 256  # rollouts decoded at once in an evaluation, which keeps nothing for a backward pass
+
 
 @dataclass(frozen=True)
 class Run:
@@ -95,16 +97,14 @@ def run_arm(
     with Sandbox() as sandbox:
 
         def evaluations() -> dict:
-            return {
-                name: evaluate(
-                    policy, test, config.sampling(temperature=t), problems=eval_problems, sandbox=sandbox, seed=1
-                ).record()
-                for name, t in (("sampled", config.temperature), ("greedy", 0.0))
-                if eval_problems
-            }
+            found = {}
+            for name, temperature in (("sampled", config.temperature), ("greedy", 0.0)):
+                settings = config.sampling(temperature=temperature, rows=_EVAL_ROWS)
+                found[name] = evaluate(policy, test, settings, problems=eval_problems, sandbox=sandbox, seed=1).record()
+            return found
 
         trainer = Trainer(policy, train, config, output, sandbox=sandbox, header=facts, checkpoint_every=None)
-        trainer.train(footer=evaluations)
+        trainer.train(footer=evaluations if eval_problems else None)
     return _read_run(path)
 
 

@@ -141,7 +141,7 @@ def test_every_arm_by_hand(make_trajectory, good_call):
     base = TrainConfig(group_size=2)
     arms = set(ARMS) - {"similarity_embedding"}
     rewards = {arm: score(arm_config(arm, base), [right, wrong], [True, False])[0] for arm in arms}
-    assert rewards["grpo"] == rewards["-turn_rewards"] == [[0.0, 0.0], [0.0, 0.0]]  # min(1, 0), and min(0, 1)
+    assert rewards["grpo"] == rewards["no_turn_rewards"] == [[0.0, 0.0], [0.0, 0.0]]  # min(1, 0), and min(0, 1)
     assert rewards["grpo_accuracy"] == [[0.0, 1.0], [0.0, 0.0]]
     assert rewards["+turn_rewards"] == rewards["+returns"] == rewards["gtpo"] == [[-0.1, 1.0], [0.0, 0.0]]
     advantages = {arm: score(arm_config(arm, base), [right, wrong], [True, False])[1] for arm in arms}
@@ -230,7 +230,7 @@ def test_a_prompt_that_does_not_fit_shows_before_the_first_step(tmp_path, tiny_p
     problems = [*load_task("branching", size=30).problems, Problem("long", "so many " * 300, "1")]
     config = replace(SMALL, steps=8)
     trainer = Trainer(tiny_policy, Task("mine", tuple(problems)), config, tmp_path / "run", sandbox=sandbox)
-    with pytest.raises(ValueError, match=r"problem 'long'.*context holds 512"):
+    with pytest.raises(ValueError, match=r"problem 'long'.*context holds 320"):
         trainer.train()
     assert not trainer.history and not (tmp_path / "run").exists()
 
