@@ -76,7 +76,7 @@ def regime_policy(name: str, folder: Path | None = None) -> Path:
     if not path.exists():
         policy = load_policy(TINY_FOLDER, device="cpu")
         # Imitated long enough for the old habits to go; the skill stays.
-        stage = Stage(4000, 300, 1e-3, regime.noise, regime.task)
+        stage = Stage(2500, 300, 1e-3, regime.noise, regime.task)
         with Sandbox() as sandbox:
             imitate(policy, stage, number=9, batch=32, seed=0, sandbox=sandbox)
         path.parent.mkdir(parents=True, exist_ok=True)
