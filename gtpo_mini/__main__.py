@@ -1,4 +1,4 @@
-"""The command line: ``python -m gtpo_mini train | merge | evaluate | experiment | plot | coldstart | reproduce``."""
+"""The command line: ``python -m gtpo_mini COMMAND``; ``--help`` lists the commands."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ ERROR = 2  # exit status of bad input
 def _parser() -> argparse.ArgumentParser:
     from .config import TrainConfig
     from .experiments import ARMS
+    from .regimes import REGIMES
     from .tasks import list_tasks
 
     parser = argparse.ArgumentParser(
@@ -58,19 +59,26 @@ def _parser() -> argparse.ArgumentParser:
     merge.add_argument("--output", required=True, help="a new folder")
     merge.add_argument("--base", help="folder or hub name of the base model (default: as the adapter says)")
     experiment = add("experiment", "train arms with several seeds, each run recorded")
-    experiment.add_argument("--profile", help="cpu, t4 or rtx (default: GTPO_PROFILE, or cpu)")
-    experiment.add_argument("--arms", nargs="+", default=list(ARMS), help=f"of {', '.join(ARMS)} (default: all)")
     experiment.add_argument("--seeds", type=int, default=3, help="seeds 0 .. n-1 (default: 3)")
-    experiment.add_argument("--output", required=True, help="folder; finished runs in it are kept")
-    experiment.add_argument("--steps", type=int)
-    experiment.add_argument("--problems-per-step", type=int)
     experiment.add_argument("--learning-rate", type=float)
-    experiment.add_argument("--eval-problems", type=int, help="held-out problems of an evaluation")
-    experiment.add_argument("--processes", type=int, default=2, help="runs at a time (default: 2)")
+    experiment.add_argument("--rates", help="rates.json of a search: each arm's own learning rate")
+    experiment.add_argument("--eval-problems", type=int, help="held-out problems of an evaluation (default: 1024)")
+    search = add("search", "search every arm's learning rate with the same budget, recorded")
+    search.add_argument("--rates", type=float, nargs="+", default=[1e-4, 3e-4, 6e-4], help="default: 1e-4 3e-4 6e-4")
+    search.add_argument("--seeds", type=int, default=1, help="seeds of the search, 1000 .. (default: 1)")
+    for command in (experiment, search):
+        command.add_argument("--profile", help="cpu, t4 or rtx (default: GTPO_PROFILE, or cpu)")
+        command.add_argument("--arms", nargs="+", default=["grpo", "gtpo"], help=f"of {', '.join(ARMS)}")
+        command.add_argument("--regime", help=f"another start and task: {', '.join(REGIMES)}")
+        command.add_argument("--output", required=True, help="folder; finished runs in it are kept")
+        command.add_argument("--steps", type=int)
+        command.add_argument("--problems-per-step", type=int)
+        command.add_argument("--processes", type=int, default=2, help="runs at a time (default: 2)")
     plot = add("plot", "draw the learning curves of recorded runs")
     plot.add_argument("runs", help="folder of recorded runs")
     plot.add_argument("--output", default="results", help="folder (default: results)")
     plot.add_argument("--name", default="side_by_side", help="of the files (default: side_by_side)")
+    add("report", "write the README's results from data/runs, and its figures to docs/")
     coldstart = add("coldstart", "make data/tiny_policy again (about half an hour on one core)")
     coldstart.add_argument("--output", help="another folder")
     reproduce = add("reproduce", "run all notebooks, write HTML and figures")
@@ -157,18 +165,33 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         Path(arguments.output).write_text(json.dumps(result.record(), indent=1) + "\n", encoding="utf-8")
 
 
+def _chosen(arguments: argparse.Namespace, *names: str) -> dict:
+    return {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+
+
 def _experiment(arguments: argparse.Namespace) -> None:
     from .experiments import run_arms
     from .stats import t_interval
 
-    names = ("steps", "problems_per_step", "learning_rate", "eval_problems")
-    options = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    options = _chosen(arguments, "steps", "problems_per_step", "learning_rate", "eval_problems", "regime")
+    if arguments.rates:
+        options["rates"] = json.loads(Path(arguments.rates).read_text(encoding="utf-8"))["best"]
     seeds = list(range(arguments.seeds))
     runs = run_arms(arguments.arms, seeds, arguments.output, arguments.profile, arguments.processes, **options)
     for arm in arguments.arms:
-        ends = [run.footer["sampled"]["accuracy"] for run in runs if run.arm == arm]
+        ends = [run.footer["sampled"]["accuracy"] for run in runs if run.arm == arm and "sampled" in run.footer]
         low, high = t_interval(ends)[1:] if len(ends) > 1 else (float("nan"),) * 2
-        print(f"{arm}: held-out accuracy {sum(ends) / len(ends):.3f} [{low:.3f}, {high:.3f}] over {len(ends)} seeds")
+        if ends:
+            print(f"{arm}: held-out accuracy {sum(ends) / len(ends):.3f} [{low:.3f}, {high:.3f}], {len(ends)} seeds")
+
+
+def _search(arguments: argparse.Namespace) -> None:
+    from .experiments import search_rates
+
+    options = _chosen(arguments, "profile", "processes", "steps", "problems_per_step", "regime")
+    seeds = range(1000, 1000 + arguments.seeds)
+    best = search_rates(arguments.arms, arguments.rates, arguments.output, seeds, **options)
+    print("\n".join(f"{arm}: {rate}" for arm, rate in best.items()))
 
 
 def _plot(arguments: argparse.Namespace) -> None:
@@ -178,6 +201,14 @@ def _plot(arguments: argparse.Namespace) -> None:
     runs = load_runs(arguments.runs)
     title = "{policy} policy on {task}: learning to use a Python tool over several turns".format(**runs[0].header)
     print(save_figure(plot_learning_curves(runs, title), arguments.name, runs, arguments.output))
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from .plots import readme_figures
+    from .report import write_report
+
+    print(write_report())
+    print("\n".join(map(str, readme_figures())))
 
 
 def _coldstart(arguments: argparse.Namespace) -> None:
@@ -205,11 +236,13 @@ def main(words: list[str] | None = None) -> int:
             "merge": _merge,
             "evaluate": _evaluate,
             "experiment": _experiment,
+            "search": _search,
             "plot": _plot,
+            "report": _report,
             "coldstart": _coldstart,
             "reproduce": _reproduce,
         }[arguments.command](arguments)
-    except (ValueError, ImportError, RuntimeError, SandboxUnavailable) as error:
+    except (ValueError, OSError, ImportError, RuntimeError, SandboxUnavailable) as error:
         print(f"error: {error}", file=sys.stderr)
         return ERROR
     except KeyboardInterrupt as stop:

@@ -24,6 +24,7 @@ _PHRASES = {
 }
 _TESTS = {"even": ("even", "odd"), "large": ("over 500", "not over 500")}  # the words for yes and no
 _THINGS = ("apples", "bolts", "books", "cards", "coins", "lamps", "shells", "stamps", "tiles", "toys")
+_ASKS = {"count": "How many {thing} now?", "parity": "Is the number of {thing} now even or odd?"}
 _NAMES = ("Ana", "Ben", "Chen", "Dora", "Emil", "Fay", "Gus", "Hana", "Ivo", "Jun")
 
 
@@ -69,8 +70,8 @@ def _phrase(op: Operation, rng: random.Random) -> str:
     return rng.choice(_PHRASES[op.symbol]).format(k=op.number)
 
 
-def draw_problem(rng: random.Random, steps: int = 3) -> Problem:
-    """One problem; its ``metadata`` holds the start and the steps, which only the trace writer reads."""
+def draw_problem(rng: random.Random, steps: int = 3, ask: str = "count") -> Problem:
+    """One problem; its ``metadata`` holds start, steps and what is asked, which only the trace writer reads."""
     start, plan, sentences = rng.randint(50, 199), [], []
     for index in range(steps):
         test = "" if index == 0 else "even" if index == 1 else rng.choice(("", "even", "large"))
@@ -86,12 +87,27 @@ def draw_problem(rng: random.Random, steps: int = 3) -> Problem:
     for step in plan:
         count = step.choose(count).apply(count)
     thing = rng.choice(_THINGS)
-    question = " ".join((f"{rng.choice(_NAMES)} has {start} {thing}.", *sentences, f"How many {thing} now?"))
+    question = " ".join((f"{rng.choice(_NAMES)} has {start} {thing}.", *sentences, _ASKS[ask].format(thing=thing)))
     key = hashlib.sha256(question.encode()).hexdigest()
-    return Problem(key[:16], question, str(count), {"start": start, "steps": tuple(plan)})
+    metadata = {"start": start, "steps": tuple(plan), "ask": ask}
+    return Problem(key[:16], question, answer_from(str(count), ask), metadata)
 
 
-def draw_problems(size: int, split: str = "train", seed: int = 0, steps: int = 3) -> tuple[Problem, ...]:
+def answer_from(count: str, ask: str) -> str:
+    """What is asked, of the last count that the tool printed; text that is no number stays as it is.
+
+    >>> answer_from("17", "count"), answer_from("17", "parity")
+    ('17', 'odd')
+    """
+    try:
+        return ("odd" if int(count) % 2 else "even") if ask == "parity" else count
+    except ValueError:
+        return count
+
+
+def draw_problems(
+    size: int, split: str = "train", seed: int = 0, steps: int = 3, ask: str = "count"
+) -> tuple[Problem, ...]:
     """``size`` different problems. The hash of its text decides a problem's split, so no draw can mix them.
 
     Args:
@@ -99,6 +115,7 @@ def draw_problems(size: int, split: str = "train", seed: int = 0, steps: int = 3
         split: "train" (seven in eight of all problems) or "test" (the eighth).
         seed: of the draw.
         steps: operations a problem, 3 to 8.
+        ask: "count", which nobody guesses, or "parity" (even or odd), which a guess gets right half the time.
 
     >>> problem = draw_problems(1, seed=3)[0]
     >>> set(p.id for p in draw_problems(50, "test")) & set(p.id for p in draw_problems(400, "train"))
@@ -106,12 +123,15 @@ def draw_problems(size: int, split: str = "train", seed: int = 0, steps: int = 3
     """
     if split not in ("train", "test"):
         raise ValueError(f"split={split!r}: the task 'branching' has the splits 'train' and 'test'")
-    if size < 1 or not 3 <= steps <= 8:
-        raise ValueError(f"size={size}, steps={steps}: size must be at least 1 and steps in 3..8")
+    if size < 1 or not 3 <= steps <= 8 or ask not in _ASKS:
+        raise ValueError(
+            f"size={size}, steps={steps}, ask={ask!r}: size must be at least 1, steps in 3..8 and ask one of "
+            f"{', '.join(_ASKS)}"
+        )
     rng, found = random.Random(f"branching-{split}-{seed}-{steps}"), {}
     while len(found) < size:
-        problem = draw_problem(rng, steps)
-        if int(problem.answer) >= 0 and (int(problem.id, 16) % 8 == 0) == (split == "test"):
+        problem = draw_problem(rng, steps, ask)
+        if not problem.answer.startswith("-") and (int(problem.id, 16) % 8 == 0) == (split == "test"):
             found[problem.id] = problem
     return tuple(found.values())
 
@@ -122,6 +142,8 @@ class TraceNoise:
 
     bad_call: float = 0.5  #: a turn's call is broken or wrong
     recover: float = 0.5  #: a bad call is followed by a right one
+    invalid: float = 0.4  #: a bad call does not run at all; the others run, and print a wrong number or nothing
+    skip: float = 0.0  #: a step is left out, and all that follow it: the answer is taken from the count so far
 
 
 def write_trace(problem: Problem, rng: random.Random, noise: TraceNoise) -> Iterator[tuple[str, str] | None]:
@@ -131,13 +153,18 @@ def write_trace(problem: Problem, rng: random.Random, noise: TraceNoise) -> Iter
     """
     count = problem.metadata["start"]
     for number, step in enumerate(problem.metadata["steps"], 1):
+        if rng.random() < noise.skip:
+            break
         op = step.choose(count)
         thought = f"Step {number}"
         if step.test:
             thought += f", {_TESTS[step.test][0 if step.test_holds(count) else 1]}"
         while True:
             bad = rng.random() < noise.bad_call
-            printed = yield thought, _bad_code(op, count, rng) if bad else f"print({count}{op.symbol}{op.number})"
+            printed = yield (
+                thought,
+                _bad_code(op, count, rng, noise) if bad else f"print({count}{op.symbol}{op.number})",
+            )
             if not bad or rng.random() >= noise.recover:
                 break
         try:
@@ -147,9 +174,9 @@ def write_trace(problem: Problem, rng: random.Random, noise: TraceNoise) -> Iter
     yield None
 
 
-def _bad_code(op: Operation, count: int, rng: random.Random) -> str:
-    kind = rng.choice(("syntax", "syntax", "no print", "operator", "number"))
-    if kind == "syntax":
+def _bad_code(op: Operation, count: int, rng: random.Random, noise: TraceNoise) -> str:
+    kind = rng.choice(("no print", "operator", "number"))
+    if rng.random() < noise.invalid:
         return rng.choice((f"print({count}{op.symbol}{op.number}", f"print({count}{op.symbol}/{op.number})"))
     if kind == "no print":
         return f"{count}{op.symbol}{op.number}"

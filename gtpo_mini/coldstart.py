@@ -1,7 +1,7 @@
 """The tiny policy: its tokenizer, its configuration, and its cold start on imperfect traces.
 
-``python -m gtpo_mini coldstart`` makes ``data/tiny_policy`` again. The policy is an ordinary Qwen2 model of
-0.4 M parameters; it imitates solutions of the task 'branching' in which up to half of the calls are bad, so
+``python -m gtpo_mini coldstart`` makes ``data/tiny_policy`` again. The policy is an ordinary Llama model of
+0.5 M parameters; it imitates solutions of the task 'branching' in which up to half of the calls are bad, so
 that it starts with reward to gain.
 """
 
@@ -10,16 +10,16 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from .branching import TraceNoise, draw_problems, write_trace
+from .branching import TraceNoise, answer_from, draw_problems, write_trace
 from .loss import token_logprobs
 from .policy import TINY_FOLDER, Policy
 from .protocol import ToolProtocol, load_protocol
@@ -38,13 +38,19 @@ _CHAT_TEMPLATE = (
 def train_tokenizer(texts: list[str], vocabulary: int = 640) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer (any text can be encoded), one token a digit, ChatML template.
 
+    Tokens may span words and lines, so that what every turn repeats ("```python" and "print(", say) costs one
+    token: rollouts of half the length train twice as fast.
+
     Args:
         texts: to learn merges from.
         vocabulary: most tokens, special ones included; at least 259.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
@@ -62,17 +68,17 @@ def train_tokenizer(texts: list[str], vocabulary: int = 640) -> PreTrainedTokeni
     )
 
 
-def tiny_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> Qwen2ForCausalLM:
-    """The tiny policy before training: 3 layers of width 96, tied embeddings."""
+def tiny_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlamaForCausalLM:
+    """The tiny policy before training: 2 layers of width 128, tied embeddings."""
+    # Llama, because `AutoTokenizer` gives a Qwen2 model Qwen2's own way to cut text, whatever tokenizer.json says.
     torch.manual_seed(seed)
-    return Qwen2ForCausalLM(
-        Qwen2Config(
+    return LlamaForCausalLM(
+        LlamaConfig(
             vocab_size=len(tokenizer),
-            hidden_size=96,
-            intermediate_size=256,
-            num_hidden_layers=3,
-            num_attention_heads=3,
-            num_key_value_heads=3,
+            hidden_size=128,
+            intermediate_size=320,
+            num_hidden_layers=2,
+            num_attention_heads=4,
             max_position_embeddings=1024,
             tie_word_embeddings=True,
             bos_token_id=None,
@@ -94,7 +100,7 @@ def make_trace(
         mask.extend([is_policy] * len(new_ids))
         index.extend([len(turns)] * len(new_ids))
 
-    writer, last = write_trace(problem, rng, noise), ""
+    writer, last = write_trace(problem, rng, noise), str(problem.metadata["start"])
     planned = next(writer)
     with sandbox.session() as session:
         while planned is not None:
@@ -106,8 +112,9 @@ def make_trace(
             turns.append(Turn(text, code=code, result=result))
             last = result.stdout.strip() or last
             planned = writer.send(result.stdout.strip())
-    append([*policy.encode(f"\\boxed{{{last}}}"), policy.tokenizer.eos_token_id], 1)
-    turns.append(Turn(f"\\boxed{{{last}}}"))
+    answer = answer_from(last, problem.metadata["ask"])
+    append([*policy.encode(f"\\boxed{{{answer}}}"), policy.tokenizer.eos_token_id], 1)
+    turns.append(Turn(f"\\boxed{{{answer}}}"))
     return Trajectory(
         problem=problem,
         token_ids=tuple(ids),
@@ -117,7 +124,7 @@ def make_trace(
         logprobs=tuple([0.0] * len(ids)),
         turns=tuple(turns),
         stop=StopReason.ANSWER,
-        answer=last,
+        answer=answer,
     )
 
 
@@ -129,12 +136,13 @@ class Stage:
     steps: int
     learning_rate: float
     noise: TraceNoise
+    task: Mapping[str, object] = field(default_factory=dict)  #: options of `draw_problems`: steps, ask
 
 
 #: First the skill, on traces that are mostly good; then bad habits, so that there is something to unlearn.
 STAGES = (
-    Stage(20000, 1800, 3e-3, TraceNoise(bad_call=0.3, recover=0.6)),
-    Stage(5000, 300, 1e-3, TraceNoise(bad_call=0.5, recover=0.5)),
+    Stage(20000, 3000, 3e-3, TraceNoise(bad_call=0.3, recover=0.6)),
+    Stage(5000, 300, 1e-3, TraceNoise(bad_call=0.5, recover=0.5, invalid=0.5)),
 )
 
 
@@ -150,23 +158,41 @@ def cold_start(folder: Path = TINY_FOLDER, stages: Sequence[Stage] = STAGES, bat
     torch.set_num_threads(1)
     protocol = load_protocol()
     with Sandbox() as sandbox:
-        codes = ("print(5)", "print(5", "print(5+/3)")
-        seen = [text for code in codes for text in (f"```python\n{code}\n```", protocol.tool_text(sandbox.run(code)))]
-        frames = 500 * ["user", "assistant", "Step 2:", "\\boxed{}", *seen]
+        codes = [code for symbol in "+-*" for code in (f"print(5{symbol}3)", f"5{symbol}3", f"print(5{symbol}3")]
+        codes += ["print(5+/3)", "print(5-/3)", "print(5*/3)"]
+        thoughts = ["Step 1", *(f"Step 2{test}" for test in ("", ", even", ", odd", ", over 500", ", not over 500"))]
+        turns = [f"{thought}:\n```python\n{code}\n```" for thought in thoughts for code in codes]
+        with sandbox.session() as session:
+            results = [protocol.tool_text(session.run(code)) for code in codes]
+        chat = ["user\n", "assistant\n", "\\boxed{", "\\boxed{even}", "\\boxed{odd}"]
+        frames = [*40 * turns, *200 * results, *500 * chat]
         problems = draw_problems(stages[0].traces, "train", seed=1_000_003 + seed)
-        tokenizer = train_tokenizer([problem.question for problem in problems[:2000]] + frames)
+        asked = [*problems[:2000], *draw_problems(200, "train", seed=seed, ask="parity")]
+        tokenizer = train_tokenizer([problem.question for problem in asked] + frames)
         policy = Policy(tiny_model(tokenizer, seed), tokenizer, "tiny")
-        losses = [_imitate(policy, stage, number, batch, seed, sandbox) for number, stage in enumerate(stages)]
+        losses = [imitate(policy, stage, number, batch, seed, sandbox) for number, stage in enumerate(stages)]
     policy.save(folder)
     record = {"stages": [asdict(stage) for stage in stages], "batch": batch, "seed": seed, "losses": losses}
     Path(folder, "cold_start.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return policy
 
 
-def _imitate(policy: Policy, stage: Stage, number: int, batch: int, seed: int, sandbox: Sandbox) -> float:
-    """One stage; returns the mean loss of its last 32 steps, in nats a policy token."""
+def imitate(policy: Policy, stage: Stage, number: int, batch: int, seed: int, sandbox: Sandbox) -> float:
+    """One stage of supervised training on traces.
+
+    Args:
+        policy: is trained in place.
+        stage: what is imitated.
+        number: of the stage: each draws other problems, all of the split "train".
+        batch: traces a step.
+        seed: of problems, traces and batches.
+        sandbox: runs the traces' calls.
+
+    Returns:
+        The mean loss of the last 32 steps, in nats a policy token.
+    """
     rng, protocol = random.Random(seed + 1000 * number), load_protocol()
-    problems = draw_problems(stage.traces, "train", seed=1_000_003 * (number + 1) + seed)
+    problems = draw_problems(stage.traces, "train", seed=1_000_003 * (number + 1) + seed, **stage.task)
     bar = tqdm(problems, desc=f"stage {number + 1}: traces")
     trajectories = [make_trace(problem, policy, protocol, sandbox, rng, stage.noise) for problem in bar]
     # Traces of one length go together, or half of a batch would be padding.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -13,6 +14,8 @@ from .rollout import SamplingSettings
 from .shaping import load_similarity
 
 METHODS = ("gtpo", "grpo")
+REWARDS = ("turn", "trajectory", "accuracy")
+SHAPING = ("outcome", "potential")
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,7 @@ class TrainConfig:
 
     ``method="grpo"`` is the paper's baseline: one reward a rollout, min(accuracy, format), normalised in the
     group. ``method="gtpo"`` is all three parts: turn rewards, discounted returns as advantages, shaped outcomes.
+    ``rewards``, ``returns`` and ``alpha`` take it apart: `gtpo_mini.arms.ARMS` is the table.
 
     >>> TrainConfig(gamma=1.5)
     Traceback (most recent call last):
@@ -28,9 +32,12 @@ class TrainConfig:
     """
 
     method: str = "gtpo"  #: "gtpo" or "grpo"
+    rewards: str | None = None  #: turn; trajectory: min(accuracy, format) at the end; accuracy. None: the method's own
     gamma: float = 0.9  #: discount a turn, in [0, 1] (gtpo)
     normalize: str = "group"  #: what returns are normalised over: group, batch, turn or first (gtpo)
+    returns: bool = True  #: advantages of each turn's return; False: one a rollout, of its summed rewards (gtpo)
     alpha: float = 0.5  #: size of the partial credit, in [0, 1]; 0 switches shaping off (gtpo)
+    shaping: str = "outcome"  #: credit at the end (outcome), or a potential of the code so far (potential) (gtpo)
     similarity: str = "ngram"  #: how codes are compared for it (gtpo)
     format_penalty: float = 0.1  #: taken from a turn with an invalid call, at least 0 (gtpo)
     steps: int = 60
@@ -58,9 +65,11 @@ class TrainConfig:
 
         check(self.method in METHODS, "method", f"one of {', '.join(METHODS)}")
         check(self.normalize in NORMALIZE, "normalize", f"one of {', '.join(NORMALIZE)}")
-        check(self.group_size >= 2, "group_size", "at least 2: a group of one has nothing to be compared with")
+        check(self.rewards in (None, *REWARDS), "rewards", f"one of {', '.join(REWARDS)}, or None")
+        check(self.shaping in SHAPING, "shaping", f"one of {', '.join(SHAPING)}")
         for name in ("gamma", "alpha"):
             check(0 <= getattr(self, name) <= 1, name, "in [0, 1]")
+        check(self.group_size >= 2, "group_size", "at least 2: a group of one has nothing to be compared with")
         for name in ("format_penalty", "kl_coefficient", "clip_low", "clip_high"):
             check(0 <= getattr(self, name) < math.inf, name, "a finite number from 0 up")
         for name in ("steps", "problems_per_step", "minibatches", "tokens_per_pass"):
@@ -71,6 +80,11 @@ class TrainConfig:
         check(self.seed >= 0, "seed", "at least 0")
         load_similarity(self.similarity)
         self.sampling()
+
+    @property
+    def reward_kind(self) -> str:
+        """Which rewards count: ``rewards``, or the method's own."""
+        return self.rewards or {"gtpo": "turn", "grpo": "trajectory"}[self.method]
 
     def sampling(self, **changes) -> SamplingSettings:
         """The rollout's part of the configuration, with changes."""
@@ -92,7 +106,7 @@ class Profile:
     device: str = "cpu"
 
 
-_CPU = Profile("cpu", "tiny", "branching", TrainConfig(learning_rate=3e-4, max_turn_tokens=40, max_context=512))
+_CPU = Profile("cpu", "tiny", "branching", TrainConfig(learning_rate=3e-4, max_turn_tokens=24, max_context=320))
 _T4 = Profile(
     "t4",
     "Qwen/Qwen2.5-1.5B-Instruct",
@@ -124,3 +138,8 @@ def load_profile(name: str | None = None) -> Profile:
     if _PROFILES[name].device == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"profile {name!r} needs a CUDA GPU, and torch finds none; use the profile 'cpu'")
     return _PROFILES[name]
+
+
+def results_folder() -> Path:
+    """Where figures and other results go: ``GTPO_RESULTS``, or else ``results`` beside the notebooks' folder."""
+    return Path(os.environ.get("GTPO_RESULTS") or Path(__file__).resolve().parent.parent / "results")

@@ -6,7 +6,7 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,18 +14,19 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
+from .arms import ARMS, arm_config
 from .config import TrainConfig, load_profile
 from .evaluate import evaluate
+from .metrics import mean
 from .policy import load_policy
+from .regimes import load_regime, regime_policy
 from .sandbox import Sandbox
 from .tasks import load_task
 from .trainer import Trainer
 
-#: Each arm is the base configuration with these fields replaced.
-ARMS: dict[str, dict[str, object]] = {
-    "grpo": {"method": "grpo"},
-    "gtpo": {"method": "gtpo"},
-}
+__all__ = ["ARMS", "Run", "arm_config", "load_runs", "run_arm", "run_arms", "search_rates"]
+
+_EVAL_ROWS = 256  # rollouts decoded at once in an evaluation, which keeps nothing for a backward pass
 
 
 @dataclass(frozen=True)
@@ -49,19 +50,14 @@ class Run:
         return [step[key] for step in self.steps]
 
 
-def arm_config(arm: str, base: TrainConfig) -> TrainConfig:
-    """The configuration of an arm.
-
-    >>> arm_config("grpo", TrainConfig()).method
-    'grpo'
-    """
-    if arm not in ARMS:
-        raise ValueError(f"unknown arm {arm!r}; known: {', '.join(ARMS)}")
-    return replace(base, **ARMS[arm])
-
-
 def run_arm(
-    arm: str, seed: int, output: str | Path, profile: str | None = None, eval_problems: int = 256, **changes
+    arm: str,
+    seed: int,
+    output: str | Path,
+    profile: str | None = None,
+    eval_problems: int = 1024,
+    regime: str | None = None,
+    **changes,
 ) -> Run:
     """Train one arm with one seed, then evaluate it on held-out problems.
 
@@ -71,37 +67,44 @@ def run_arm(
         output: folder of the run, ``metrics.jsonl`` in it. A finished run there is read instead of made again,
             an unfinished one is made anew.
         profile: machine and base configuration; see `load_profile`.
-        eval_problems: held-out problems, the same for every run; one sample each, and once more greedily.
+        eval_problems: held-out problems, the same for every run; one sample each, and once more greedily. 0: no
+            evaluation.
+        regime: a key of `REGIMES`: another starting policy and another variant of the offline task.
         changes: fields of `TrainConfig`, the same for every arm of a comparison (``steps=40``).
 
     Raises:
-        ValueError: unknown arm or profile; a finished run of another configuration in ``output``.
+        ValueError: unknown arm, profile or regime; a finished run of another configuration in ``output``.
     """
     chosen = load_profile(profile)
-    config = arm_config(arm, replace(chosen.train, seed=seed, **changes))
+    cell = load_regime(regime) if regime else None
+    config = arm_config(arm, replace(chosen.train, seed=seed, **{**(cell.changes if cell else {}), **changes}))
+    facts = {"arm": arm, **({"regime": regime, "task_options": cell.task} if cell else {})}
     path = Path(output) / "metrics.jsonl"
     if path.exists() and (run := _read_run(path)) is not None:
-        if run.header["config"] != json.loads(json.dumps(vars(config))):
+        same = {**facts, "config": json.loads(json.dumps(vars(config))), "eval_problems": eval_problems}
+        if any(run.header.get(key) != value for key, value in same.items()):
             raise ValueError(f"output={str(output)!r}: holds a run of another configuration; choose another folder")
         return run
     path.unlink(missing_ok=True)
-    policy = load_policy(chosen.model, chosen.quantize, chosen.lora_rank, chosen.device, seed=seed)
-    train, test = load_task(chosen.task, "train"), load_task(chosen.task, "test")
+    model = regime_policy(regime) if regime else chosen.model
+    policy = load_policy(model, chosen.quantize, chosen.lora_rank, chosen.device, seed=seed)
+    options = cell.task if cell else {}
+    train, test = load_task(chosen.task, "train", **options), load_task(chosen.task, "test", **options)
     if {p.question for p in train.problems} & {p.question for p in test.problems}:
         raise ValueError(f"task {chosen.task!r}: the same question is in train and in test")
+    facts |= {"eval_problems": eval_problems}
 
     with Sandbox() as sandbox:
 
         def evaluations() -> dict:
-            return {
-                name: evaluate(
-                    policy, test, config.sampling(temperature=t), problems=eval_problems, sandbox=sandbox, seed=1
-                ).record()
-                for name, t in (("sampled", config.temperature), ("greedy", 0.0))
-            }
+            found = {}
+            for name, temperature in (("sampled", config.temperature), ("greedy", 0.0)):
+                settings = config.sampling(temperature=temperature, rows=_EVAL_ROWS)
+                found[name] = evaluate(policy, test, settings, problems=eval_problems, sandbox=sandbox, seed=1).record()
+            return found
 
-        trainer = Trainer(policy, train, config, output, sandbox=sandbox, header={"arm": arm}, checkpoint_every=None)
-        trainer.train(footer=evaluations)
+        trainer = Trainer(policy, train, config, output, sandbox=sandbox, header=facts, checkpoint_every=None)
+        trainer.train(footer=evaluations if eval_problems else None)
     return _read_run(path)
 
 
@@ -111,20 +114,77 @@ def run_arms(
     output: str | Path,
     profile: str | None = None,
     processes: int = 2,
+    rates: Mapping[str, float] | None = None,
     **options,
 ) -> list[Run]:
     """Every arm with every seed, each run in a process of its own with one thread; a bar over all steps.
 
     Args:
         arms, seeds: what to run; seeds are paired across arms.
-        output: folder with one folder a run, ``<arm>-seed<seed>``.
+        output: folder with one folder a run, ``<arm>-seed<seed>``. Finished runs in it are kept, so that a killed
+            call goes on where it stopped.
         profile, options: as in `run_arm`.
         processes: runs at a time; more than cores is slower, not faster.
+        rates: learning rate of each arm (`search_rates`); None: the profile's, or ``learning_rate``, for all.
     """
     for arm in arms:
         arm_config(arm, TrainConfig())
-    folders = {(arm, seed): Path(output) / f"{arm}-seed{seed}" for seed in seeds for arm in arms}
-    total = len(folders) * options.get("steps", load_profile(profile).train.steps)
+    if rates is not None and (missing := [arm for arm in arms if arm not in rates]):
+        raise ValueError(f"no learning rate for {', '.join(missing)}; search these arms too")
+    if options.get("regime"):
+        regime_policy(options["regime"])  # here, once, and not in every process
+    jobs = [
+        (arm, seed, Path(output) / f"{arm}-seed{seed}", {"learning_rate": rates[arm]} if rates else {})
+        for seed in seeds
+        for arm in arms
+    ]
+    return _run_all(jobs, profile, processes, options)
+
+
+def search_rates(
+    arms: Sequence[str],
+    rates: Sequence[float],
+    output: str | Path,
+    seeds: Sequence[int] = (1000,),
+    profile: str | None = None,
+    processes: int = 2,
+    **options,
+) -> dict[str, float]:
+    """Search the learning rate of every arm with the same budget, and record the search.
+
+    A rate's score is the mean training accuracy of the last third of the steps: fresh problems, so none of the
+    held-out ones is looked at.
+
+    Args:
+        arms, rates: what to try.
+        output: folder; its ``rates.json`` gets every score and each arm's best rate.
+        seeds: of the search, other ones than those that count.
+        profile, processes, options: as in `run_arms`.
+
+    Returns:
+        The best rate of each arm, as `run_arms` takes it.
+    """
+    jobs = [
+        (arm, seed, Path(output) / f"{arm}-rate{rate}-seed{seed}", {"learning_rate": rate, "eval_problems": 0})
+        for arm in arms
+        for rate in rates
+        for seed in seeds
+    ]
+    scores: dict[str, dict[float, list[float]]] = {}
+    for run in _run_all(jobs, profile, processes, options):
+        late = run.series("reward/outcome")[-max(1, len(run.steps) // 3) :]
+        scores.setdefault(run.arm, {}).setdefault(run.header["config"]["learning_rate"], []).append(mean(late))
+    means = {arm: {rate: mean(values) for rate, values in found.items()} for arm, found in scores.items()}
+    best = {arm: max(found, key=found.__getitem__) for arm, found in means.items()}
+    record = {"best": best, "scores": means, "seeds": list(seeds)}
+    Path(output, "rates.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return best
+
+
+def _run_all(jobs: Sequence[tuple], profile: str | None, processes: int, options: dict) -> list[Run]:
+    """Run (arm, seed, folder, changes) in processes of their own."""
+    folders = {(arm, seed, folder.name): folder for arm, seed, folder, _ in jobs}
+    total = len(jobs) * options.get("steps", load_profile(profile).train.steps)
     context = multiprocessing.get_context("spawn")  # a fork would inherit torch's locks
     # Read by a process as it starts: one thread each, and no bar of their own.
     inherited = {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
@@ -132,16 +192,17 @@ def run_arms(
     os.environ.update(inherited)
     try:
         with ProcessPoolExecutor(processes, context, initializer=_one_thread) as pool, tqdm(total=total) as bar:
-            jobs = [
-                pool.submit(run_arm, arm, seed, folder, profile, **options) for (arm, seed), folder in folders.items()
+            futures = [
+                pool.submit(run_arm, arm, seed, folder, profile, **{**options, **changes})
+                for arm, seed, folder, changes in jobs
             ]
-            while wait(jobs, timeout=0.5).not_done:
-                if failed := next((job for job in jobs if job.done() and job.exception()), None):
+            while wait(futures, timeout=0.5).not_done:
+                if failed := next((f for f in futures if f.done() and f.exception()), None):
                     pool.shutdown(cancel_futures=True)
                     failed.result()
                 _show_progress(bar, folders)
             _show_progress(bar, folders)
-            return [job.result() for job in jobs]
+            return [future.result() for future in futures]
     finally:
         for name, value in kept.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
@@ -151,10 +212,10 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _show_progress(bar: tqdm, folders: dict[tuple[str, int], Path]) -> None:
+def _show_progress(bar: tqdm, folders: dict[tuple[str, int, str], Path]) -> None:
     """The bar of all runs, and, for ``make reproduce``, one line in the file that ``GTPO_PROGRESS`` names."""
     now, done = [], 0
-    for (arm, seed), folder in folders.items():
+    for (arm, seed, _), folder in folders.items():
         path = folder / "metrics.jsonl"
         kinds = [line[:20] for line in path.read_text().splitlines()] if path.exists() else []
         steps = sum('"step"' in kind for kind in kinds)

@@ -17,6 +17,8 @@ import torch
 from .config import TrainConfig
 from .types import StopReason, Trajectory
 
+_TURNS = 6  # turn indices that the metrics tell apart
+
 
 def mean(values: Sequence[float]) -> float:
     """Mean, 0 for nothing."""
@@ -45,6 +47,23 @@ def describe_rollouts(rollouts: Sequence[Trajectory], correct: Sequence[bool]) -
         "rollout/truncated": mean([rollout.stop.truncated for rollout in rollouts]),
         **{f"rollout/stop_{reason}": mean([r.stop == reason for r in rollouts]) for reason in StopReason},
     }
+
+
+def describe_advantages(
+    rollouts: Sequence[Trajectory], correct: Sequence[bool], advantages: Sequence[Sequence[float]]
+) -> dict[str, float]:
+    """Mean advantage of right and of wrong rollouts' turns, by turn index (the sixth holds all later ones too),
+    and of the turns with an invalid call; 0 where there is no such turn.
+    """
+    found: dict[str, list[float]] = {
+        f"advantage/{kind}_turn_{j}": [] for kind in ("right", "wrong") for j in range(1, _TURNS + 1)
+    }
+    invalid = []
+    for rollout, right, advantages_N in zip(rollouts, correct, advantages, strict=True):
+        for j, (turn, advantage) in enumerate(zip(rollout.turns, advantages_N, strict=True), 1):
+            found[f"advantage/{'right' if right else 'wrong'}_turn_{min(j, _TURNS)}"].append(advantage)
+            invalid += [advantage] if turn.invalid_call else []
+    return {**{key: mean(values) for key, values in found.items()}, "advantage/invalid_calls": mean(invalid)}
 
 
 def peak_gib() -> float:

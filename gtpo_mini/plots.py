@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -14,23 +13,28 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from .config import results_folder
 from .experiments import Run
 from .metrics import mean
+from .report import ROOT, Difference, differences, load_cells
 from .stats import t_interval
 
 #: Okabe-Ito colours, which colour-blind readers tell apart, and a marker of its own for each arm.
-ARM_STYLE = {"grpo": ("#0072B2", "o", "GRPO"), "gtpo": ("#D55E00", "s", "GTPO")}
+ARM_STYLE = {
+    "grpo": ("#0072B2", "o", "GRPO"),
+    "gtpo": ("#D55E00", "s", "GTPO"),
+    "grpo_accuracy": ("#56B4E9", "v", "GRPO, accuracy only"),
+    "+turn_rewards": ("#009E73", "^", "+ turn rewards"),
+    "+returns": ("#CC79A7", "D", "+ returns"),
+    "potential": ("#000000", "P", "potential"),
+}
+_OTHER = ("#777777", "x")
 LABELS = {
     "reward/outcome": "accuracy (sampled, training problems)",
     "rollout/calls": "tool calls a rollout",
     "rollout/invalid_calls": "invalid share of tool calls",
     "rollout/turns": "turns a rollout",
 }
-
-
-def results_folder() -> Path:
-    """Where figures go: ``GTPO_RESULTS``, or else ``results`` beside the notebooks' folder."""
-    return Path(os.environ.get("GTPO_RESULTS") or Path(__file__).resolve().parent.parent / "results")
 
 
 def smooth(values: Sequence[float], window: int = 5) -> list[float]:
@@ -52,7 +56,7 @@ def plot_metric(axes: Axes, runs: Sequence[Run], key: str = "reward/outcome", wi
         window: steps of the moving average.
     """
     for arm in dict.fromkeys(run.arm for run in runs):
-        colour, marker, label = ARM_STYLE[arm]
+        colour, marker, label = ARM_STYLE.get(arm, (*_OTHER, arm))
         curves_ST = [smooth(run.series(key), window) for run in runs if run.arm == arm]
         steps = range(1, len(curves_ST[0]) + 1)
         for curve in curves_ST:
@@ -88,6 +92,61 @@ def plot_learning_curves(runs: Sequence[Run], title: str, note: str = "") -> Fig
     return figure
 
 
+def plot_differences(found: Sequence[Difference], title: str) -> Figure:
+    """Each difference: its interval over seeds (bold) and over problems (thin), and what could not be seen (grey)."""
+    figure, axes = plt.subplots(figsize=(8, 1.2 + 0.42 * len(found)), layout="constrained")
+    for row, d in enumerate(found):
+        colour = ARM_STYLE.get(d.arm, _OTHER)[0]
+        axes.barh(row, 200 * d.detectable, left=-100 * d.detectable, height=0.8, color="#000000", alpha=0.06)
+        axes.plot([100 * end for end in d.over_problems[1:]], [row + 0.22] * 2, color=colour, linewidth=1)
+        axes.plot([100 * end for end in d.over_seeds[1:]], [row] * 2, color=colour, linewidth=3)
+        axes.plot(100 * d.over_seeds.estimate, row, "o", color=colour, markersize=7)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(found)), [f"{d.arm} − {d.base}  ({d.seeds} seeds)" for d in found])
+    axes.invert_yaxis()
+    axes.set_xlabel("difference of held-out accuracy, points")
+    axes.set_title(title)
+    axes.spines[["top", "right"]].set_visible(False)
+    bars = "bold: 95 % t-interval over paired seeds; thin: bootstrap over problems; grey: too small to see (80 % power)"
+    figure.supxlabel(bars, fontsize=8, color="#555555")
+    return figure
+
+
+def plot_regimes(cells: Mapping[str, Sequence[Run]]) -> Figure:
+    """GTPO minus GRPO in every regime, the accuracy before and after, and the tool calls a rollout."""
+    figure, (left, middle, right) = plt.subplots(
+        1, 3, figsize=(12, 1.4 + 0.42 * len(cells)), sharey=True, layout="constrained"
+    )
+    for row, runs in enumerate(cells.values()):
+        (d,) = differences(runs, ["gtpo"])
+        left.plot([100 * end for end in d.over_seeds[1:]], [row] * 2, color="#555555", linewidth=3)
+        left.plot(100 * d.over_seeds.estimate, row, "o", color="black")
+        start = [run.steps[0] for run in runs]
+        middle.plot(100 * mean([step["reward/outcome"] for step in start]), row, "|", color="black", markersize=14)
+        right.plot(mean([step["rollout/calls"] for step in start]), row, "|", color="black", markersize=14)
+        for shift, arm in ((-0.12, "grpo"), (0.12, "gtpo")):
+            colour, marker, _ = ARM_STYLE[arm]
+            ends = [run.footer["sampled"] for run in runs if run.arm == arm]
+            middle.plot([100 * e["accuracy"] for e in ends], [row + shift] * len(ends), marker, color=colour, alpha=0.6)
+            calls = [e["behaviour"]["rollout/calls"] for e in ends]
+            right.plot(calls, [row + shift] * len(ends), marker, color=colour, alpha=0.6)
+    left.axvline(0, color="black", linewidth=0.8)
+    left.set_yticks(range(len(cells)), list(cells))
+    left.invert_yaxis()
+    left.set_xlabel("GTPO minus GRPO, points")
+    middle.set_xlabel("held-out accuracy, %")
+    right.set_xlabel("tool calls a rollout")
+    for arm in ("grpo", "gtpo"):
+        middle.plot([], [], ARM_STYLE[arm][1], color=ARM_STYLE[arm][0], label=ARM_STYLE[arm][2])
+    middle.plot([], [], "|", color="black", markersize=12, label="at the start")
+    middle.legend(frameon=False, fontsize=8, loc="lower left")
+    for axes in (left, middle, right):
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle("Where does GTPO differ from GRPO? One dot a seed; intervals: 95 % t over paired seeds")
+    return figure
+
+
 def save_figure(figure: Figure, name: str, runs: Sequence[Run] = (), folder: str | Path | None = None) -> Path:
     """Write ``name``.svg, .png and .json (where the data came from); the same figure gives the same bytes.
 
@@ -115,3 +174,14 @@ def save_figure(figure: Figure, name: str, runs: Sequence[Run] = (), folder: str
     }
     (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return folder / f"{name}.png"
+
+
+def readme_figures(folder: Path = ROOT / "data" / "runs", output: Path = ROOT / "docs") -> list[Path]:
+    """The README's figures, from the recorded runs alone."""
+    cells = load_cells(folder)
+    main = cells["(shipped)"]
+    curves = plot_learning_curves(main, "A small policy learns to use a Python tool over several turns")
+    return [
+        save_figure(curves, "side_by_side", main, output),
+        save_figure(plot_regimes(cells), "regimes", [run for runs in cells.values() for run in runs], output),
+    ]

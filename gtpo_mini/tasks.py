@@ -77,8 +77,8 @@ class Task:
         return answer is not None and bool(self.grader(problem, answer))
 
 
-def _branching(split: str, size: int = 2048, seed: int = 0, steps: int = 3) -> Task:
-    return Task("branching", draw_problems(size, split, seed, steps), split=split)
+def _branching(split: str, size: int = 2048, seed: int = 0, steps: int = 3, ask: str = "count") -> Task:
+    return Task("branching", draw_problems(size, split, seed, steps, ask), split=split)
 
 
 def _gsm8k(split: str, size: int | None = None) -> Task:
@@ -186,7 +186,8 @@ def load_task(name: str, split: str = "train", **options) -> Task:
         name: one of `list_tasks`. ``jsonl:PATH`` reads one object a line with ``question`` and ``answer`` (and
             ``id``, if you like); it is the same for every split, so give held-out problems a file of their own.
         split: "train" or "test".
-        options: ``size`` (all tasks: how many problems), ``seed`` (generated tasks), ``steps`` (branching, 3-8).
+        options: ``size`` (all tasks: how many problems), ``seed`` (generated tasks), ``steps`` (branching, 3-8),
+            ``ask`` (branching: "count" or "parity").
 
     Raises:
         ValueError: unknown name, split or option; a row without question or answer, with its line numbers.

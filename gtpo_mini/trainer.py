@@ -14,56 +14,21 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from .advantages import grpo_advantages, gtpo_advantages
 from .config import TrainConfig
 from .interrupt import Interrupts
 from .journal import Journal, identify
-from .metrics import describe_rollouts, mean, peak_gib, run_header
+from .metrics import describe_advantages, describe_rollouts, mean, peak_gib, run_header
 from .policy import Policy
 from .protocol import ToolProtocol, load_protocol
-from .rewards import trajectory_reward, turn_rewards
 from .rollout import RolloutEngine
 from .sandbox import Sandbox
-from .shaping import load_similarity, shape_outcomes
+from .scoring import score
 from .tasks import Task
 from .trackers import Trackers
 from .types import Problem, Trajectory
 from .update import TrainingStopped, Update, within_memory
 
 __all__ = ["TrainConfig", "Trainer", "TrainingStopped", "score"]
-
-
-def score(
-    config: TrainConfig, rollouts: Sequence[Trajectory], correct: Sequence[bool]
-) -> tuple[list[list[float]], list[list[float]]]:
-    """From graded rollouts to rewards and advantages: the whole method.
-
-    Args:
-        config: method, gamma, normalize, alpha, similarity, format_penalty and group_size count.
-        rollouts: whole groups of ``group_size``, one after the other.
-        correct: whether each final answer is right.
-
-    Returns:
-        (rewards, advantages), each one list a rollout and one number a turn. Under GRPO the rollout's reward
-        stands at its last turn, and every turn has the rollout's advantage.
-    """
-    size = config.group_size
-    groups = [i // size for i in range(len(rollouts))]
-    if config.method == "grpo":
-        rewards = [trajectory_reward(rollout, float(right)) for rollout, right in zip(rollouts, correct, strict=True)]
-        advantages = grpo_advantages(rewards, groups)
-        turns = [len(rollout.turns) for rollout in rollouts]
-        return (
-            [[0.0] * (n - 1) + [reward] for n, reward in zip(turns, rewards, strict=True)],
-            [[advantage] * n for n, advantage in zip(turns, advantages, strict=True)],
-        )
-    similarity = load_similarity(config.similarity)
-    outcomes: list[float] = []
-    for start in range(0, len(rollouts), size):
-        codes = [rollout.code for rollout in rollouts[start : start + size]]
-        outcomes += shape_outcomes(codes, correct[start : start + size], similarity, config.alpha)
-    rewards = [turn_rewards(r, outcome, config.format_penalty) for r, outcome in zip(rollouts, outcomes, strict=True)]
-    return rewards, gtpo_advantages(rewards, config.gamma, config.normalize, groups)
 
 
 class Trainer:
@@ -186,6 +151,7 @@ class Trainer:
             "step": step,
             **describe_rollouts(rollouts, correct),
             "reward/turn_mean": mean([r for rewards_N in rewards for r in rewards_N]),
+            **describe_advantages(rollouts, correct, advantages),
             "advantage/mean_abs": mean([abs(a) for advantages_N in advantages for a in advantages_N]),
             "group/silent": mean(silent),
             **update,

@@ -107,3 +107,9 @@ class Trajectory:
         Code that did not run is left out, because a syntax error looks just like its correct twin.
         """
         return "\n".join(turn.code for turn in self.turns if turn.result is not None and turn.result.ok and turn.code)
+
+    @property
+    def code_before_turns(self) -> list[str]:
+        """The code that has run before each of the N turns: "" before the first, then more and more of `code`."""
+        ran = [turn.code if turn.result is not None and turn.result.ok and turn.code else "" for turn in self.turns]
+        return ["\n".join(filter(None, ran[:j])) for j in range(len(ran))]

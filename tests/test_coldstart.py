@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 
+import pytest
 import torch
 
 from gtpo_mini.branching import TraceNoise, draw_problems
 from gtpo_mini.coldstart import Stage, cold_start, make_trace
+from gtpo_mini.config import load_profile
+from gtpo_mini.evaluate import evaluate
 from gtpo_mini.loss import token_logprobs
-from gtpo_mini.policy import load_policy
+from gtpo_mini.policy import TINY_FOLDER, load_policy
 from gtpo_mini.protocol import load_protocol
+from gtpo_mini.regimes import REGIMES, load_regime, regime_policy
+from gtpo_mini.tasks import load_task
 
 
 def test_cold_start_writes_a_policy_that_imitates(tmp_path, sandbox):
@@ -43,3 +49,49 @@ def test_a_trace_is_built_as_a_rollout_is(tiny_policy, sandbox):
         expected += tiny_policy.encode(protocol.tool_text(turn.result)) if turn.result else []
     assert list(trace.token_ids) == [*expected, tiny_policy.tokenizer.eos_token_id]
     assert not any(turn.invalid_call for turn in trace.turns)
+
+
+def failed(turns) -> list[bool]:
+    return [turn.invalid_call for turn in turns if turn.calls_tool]
+
+
+def test_noise_decides_which_habits_a_trace_has(tiny_policy, sandbox):
+    def traces(noise, **task):
+        rng = random.Random(0)
+        problems = draw_problems(40, "train", **task)
+        return [make_trace(p, tiny_policy, load_protocol(), sandbox, rng, noise) for p in problems]
+
+    all_broken = [bad for trace in traces(TraceNoise(0.5, 0.5, invalid=1.0)) for bad in failed(trace.turns)]
+    assert 0.35 < sum(all_broken) / len(all_broken) < 0.6
+    assert not any(bad for trace in traces(TraceNoise(0.5, 0.5, invalid=0.0)) for bad in failed(trace.turns))
+    skipped = traces(TraceNoise(0.0, skip=0.3), ask="parity")
+    calls = [len(trace.turns) - 1 for trace in skipped]
+    assert min(calls) == 0 and max(calls) == 3
+    assert {trace.answer for trace in skipped} == {"even", "odd"}
+    right = [trace.answer == trace.problem.answer for trace, n in zip(skipped, calls, strict=True) if n == 3]
+    assert right and all(right)
+
+
+def test_every_regime_has_problems_that_its_traces_solve(tiny_policy, sandbox):
+    for name, regime in REGIMES.items():
+        problems = load_task("branching", "test", size=5, **regime.task).problems
+        noise = replace(regime.noise, bad_call=0.0, skip=0.0)
+        for problem in problems:
+            trace = make_trace(problem, tiny_policy, load_protocol(), sandbox, random.Random(0), noise)
+            assert trace.answer == problem.answer, name
+            assert len(trace.turns) < regime.changes.get("max_turns", 6)
+    with pytest.raises(ValueError, match=r"unknown regime 'easy'.*weak"):
+        load_regime("easy")
+
+
+@pytest.mark.slow
+def test_a_regimes_policy_is_made_once_and_has_its_habits(tmp_path, sandbox):
+    path = regime_policy("all_broken", tmp_path)
+    assert regime_policy("all_broken", tmp_path) == path and [p.name for p in tmp_path.iterdir()] == [path.name]
+    settings = load_profile("cpu").train.sampling()
+    task = load_task("branching", "test")
+    rates = {
+        name: evaluate(load_policy(folder), task, settings, problems=128, sandbox=sandbox).behaviour
+        for name, folder in (("shipped", TINY_FOLDER), ("all broken", path))
+    }
+    assert rates["all broken"]["rollout/invalid_calls"] > 1.3 * rates["shipped"]["rollout/invalid_calls"]

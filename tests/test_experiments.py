@@ -7,7 +7,7 @@ import pytest
 
 from gtpo_mini.__main__ import main
 from gtpo_mini.evaluate import evaluate
-from gtpo_mini.experiments import ARMS, load_runs, run_arm, run_arms
+from gtpo_mini.experiments import ARMS, load_runs, run_arm, run_arms, search_rates
 from gtpo_mini.rollout import SamplingSettings
 from gtpo_mini.stats import wilson_interval
 from gtpo_mini.tasks import Task, load_task
@@ -78,6 +78,20 @@ def test_bad_arms_and_settings_are_named_before_anything_runs(tmp_path):
         run_arms(["gtpo"], [0], tmp_path, gamma=2.0)
     assert list(tmp_path.iterdir()) == []
     assert set(ARMS) >= {"grpo", "gtpo"}
+
+
+def test_the_search_is_recorded_and_its_rates_are_used(tmp_path):
+    small = {key: TINY[key] for key in ("steps", "problems_per_step", "group_size")}
+    best = search_rates(["grpo", "gtpo"], [1e-4, 1e-3], tmp_path / "search", **small)
+    record = json.loads((tmp_path / "search" / "rates.json").read_text())
+    assert record["best"] == best and set(best) == {"grpo", "gtpo"} and set(best.values()) <= {1e-4, 1e-3}
+    assert record["seeds"] == [1000] and all(len(scores) == 2 for scores in record["scores"].values())
+    made = load_runs(tmp_path / "search")
+    assert len(made) == 4 and all("sampled" not in run.footer for run in made)  # no held-out problem is looked at
+    runs = run_arms(["grpo", "gtpo"], [0], tmp_path / "runs", rates={"grpo": 1e-4, "gtpo": 1e-3}, **TINY)
+    assert [run.header["config"]["learning_rate"] for run in runs] == [1e-4, 1e-3]
+    with pytest.raises(ValueError, match=r"no learning rate for potential"):
+        run_arms(["potential"], [0], tmp_path / "runs", rates=best, **TINY)
 
 
 def test_load_runs_skips_what_is_no_run(folder, tmp_path):

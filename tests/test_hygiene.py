@@ -23,10 +23,10 @@ ORDER = (
     *("types", "sandbox", "branching", "tasks", "protocol"),
     *("attention", "policy"),
     *("cache", "reader", "ongoing", "scheduler", "rollout"),
-    *("rewards", "shaping", "advantages", "packing", "loss"),
-    *("config", "metrics"),  # settings of the parts before them, and what a trainer measures
+    *("rewards", "similarity", "shaping", "advantages", "packing", "loss"),
+    *("config", "arms", "scoring", "metrics"),  # settings of the parts before them, and what a trainer measures
     *("record", "checkpoint", "update", "journal", "interrupt", "trackers"),  # what a long run survives by
-    *("coldstart", "trainer", "merge", "evaluate", "experiments"),
+    *("coldstart", "regimes", "trainer", "merge", "evaluate", "experiments", "report"),
     *("plots", "display", "reproduce", "cli"),
     *("__init__", "__main__"),
 )

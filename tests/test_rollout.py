@@ -110,8 +110,9 @@ def test_a_policy_that_cannot_share_prompts_rolls_out_the_same(group_size, model
     assert_equals_a_fresh_forward(other, b)
 
 
-def test_lora_rolls_out_with_its_adapter(model_folder, sandbox):
-    policy = load_policy(model_folder, device="cpu", lora_rank=4)
+@pytest.mark.parametrize("quantize", [None, "nf4"])
+def test_lora_rolls_out_with_its_adapter(quantize, model_folder, sandbox):
+    policy = load_policy(model_folder, quantize, lora_rank=4, device="cpu")
     for name, weight in policy.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.3)

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gtpo_mini import shaping
-from gtpo_mini.shaping import load_similarity, shape_outcomes
+from gtpo_mini import similarity as similarities
+from gtpo_mini.advantages import turn_returns
+from gtpo_mini.shaping import load_similarity, shape_outcomes, turn_potentials
 
 relaxed = settings(deadline=None)
 LOOP = "total = 0\nfor i in range(10):\n    total += i\nprint(f'{total} in all')\n"
@@ -111,7 +112,7 @@ def test_bad_input_is_named():
         (lambda: shape_outcomes("ab", [True, False], lambda a, b: math.nan), "similarity must be a finite"),
         (lambda: shape_outcomes("ab", [True, False], lambda a, b: -0.5), r"in \[0, 1\], got -0.5"),
         (lambda: shape_outcomes("ab", [True, False], lambda a, b: 2.0), r"in \[0, 1\], got 2.0"),
-        (lambda: load_similarity("bleu"), "one of ngram, embedding, got 'bleu'"),
+        (lambda: load_similarity("bleu"), "one of ngram, structure, embedding, got 'bleu'"),
     ]
     for call, message in cases:
         with pytest.raises(ValueError, match=message):
@@ -168,20 +169,45 @@ def test_ngram_reads_code_that_does_not_parse():
 
 
 def test_ngram_reads_each_code_once():
-    shaping._ngram_vector.cache_clear()
+    similarities._ngram_vector.cache_clear()
     similarity = load_similarity("ngram")
     codes = [f"print({n})" for n in range(16)]
     for a in codes:
         for b in codes:
             similarity(a, b)
-    assert shaping._ngram_vector.cache_info().misses == len(codes)
+    assert similarities._ngram_vector.cache_info().misses == len(codes)
+
+
+def test_structure_knows_shapes_not_names_and_no_broken_code():
+    similarity = load_similarity("structure")
+    assert similarity("x = 3 * 4\nprint(x)", "total = 99 * 7\nprint(total)") == pytest.approx(1.0)
+    assert 0 < similarity("print(3 * 4)", "print(3 + 4)") < 1
+    assert similarity("print(3 * 4", "print(3 * 4)") == 0.0  # the n-grams of these two are alike
+
+
+@relaxed
+@given(
+    st.lists(st.tuples(st.lists(st.text("abc", max_size=3), min_size=1, max_size=4), st.booleans()), min_size=1),
+    st.floats(0, 1),
+    st.floats(0, 1),
+)
+def test_potentials_only_move_each_return_by_minus_the_potential(group, alpha, gamma):
+    codes = [["", *code_N[1:]] for code_N, _ in group]
+    correct = [right for _, right in group]
+    potentials = turn_potentials(codes, correct, lambda a, b: letters(a, b) if a and b else 0.0, alpha)
+    for i, (phi, code_N) in enumerate(zip(potentials, codes, strict=True)):
+        assert len(phi) == len(code_N) and phi[0] == 0.0 and all(0 <= value <= alpha for value in phi)
+        if not any(right for p, right in enumerate(correct) if p != i):
+            assert not any(phi)
+        gains = [gamma * later - now for now, later in zip(phi, [*phi[1:], 0.0], strict=True)]
+        assert turn_returns(gains, gamma) == pytest.approx([-value for value in phi], abs=1e-12)
 
 
 @pytest.fixture
 def without_cached_model():
-    shaping._load_embedding_similarity.cache_clear()
+    similarities._load_embedding_similarity.cache_clear()
     yield
-    shaping._load_embedding_similarity.cache_clear()
+    similarities._load_embedding_similarity.cache_clear()
 
 
 def test_embedding_without_its_packages_names_the_mend(monkeypatch, without_cached_model):

@@ -4,10 +4,12 @@ import json
 import math
 import warnings
 from dataclasses import replace
+from statistics import fmean, pstdev
 
 import pytest
 import torch
 
+from gtpo_mini.arms import ARMS, arm_config
 from gtpo_mini.config import TrainConfig, load_profile
 from gtpo_mini.loss import token_logprobs
 from gtpo_mini.packing import passes, per_token
@@ -132,6 +134,33 @@ def test_score_by_hand(make_trajectory, good_call):
     assert rewards == [[0.0, 0.0, 0.0], [0.0, 0.0]] and not any(map(any, advantages))  # min(accuracy, format)
 
 
+def test_every_arm_by_hand(make_trajectory, good_call):
+    """Right after a broken call, against a good call and wrong: returns 0.8, 1 and 0, 0 in full GTPO."""
+    right = make_trajectory(([1], [2], FAILED), ([3], [], END))
+    wrong = make_trajectory(([1], [2], good_call), ([3], [], END), answer="2")
+    base = TrainConfig(group_size=2)
+    arms = set(ARMS) - {"similarity_embedding"}
+    rewards = {arm: score(arm_config(arm, base), [right, wrong], [True, False])[0] for arm in arms}
+    assert rewards["grpo"] == rewards["no_turn_rewards"] == [[0.0, 0.0], [0.0, 0.0]]  # min(1, 0), and min(0, 1)
+    assert rewards["grpo_accuracy"] == [[0.0, 1.0], [0.0, 0.0]]
+    assert rewards["+turn_rewards"] == rewards["+returns"] == rewards["gtpo"] == [[-0.1, 1.0], [0.0, 0.0]]
+    advantages = {arm: score(arm_config(arm, base), [right, wrong], [True, False])[1] for arm in arms}
+    assert advantages["grpo"] == [[0.0, 0.0], [0.0, 0.0]]
+    assert advantages["grpo_accuracy"] == advantages["+turn_rewards"] == [[1.0, 1.0], [-1.0, -1.0]]
+    returns = [0.8, 1.0, 0.0, 0.0]
+    expected = [(value - fmean(returns)) / pstdev(returns) for value in returns]
+    assert [a for row in advantages["+returns"] for a in row] == pytest.approx(expected)
+    assert advantages["+returns"] == advantages["gtpo"]  # the right one's code did not run: nothing to be like
+    assert advantages["gamma_1.0"][0][0] > advantages["gtpo"][0][0] > advantages["gamma_0.5"][0][0]
+
+
+def test_the_potential_moves_credit_but_not_the_sum(make_trajectory, good_call):
+    config = TrainConfig(group_size=3, gamma=1.0, shaping="potential")
+    rollouts = [make_trajectory(([1], [2], good_call), ([3], [], END)) for _ in range(3)]
+    rewards, _ = score(config, rollouts, [True, True, False])
+    assert rewards == [[0.5, 0.5], [0.5, 0.5], [0.5, -0.5]]
+
+
 def test_score_shapes_inside_groups_only(make_trajectory, good_call):
     right = make_trajectory(([1], [2], good_call), ([3], [], END))
     wrong = make_trajectory(([1], [2], good_call), ([3], [], END), answer="2")
@@ -201,7 +230,7 @@ def test_a_prompt_that_does_not_fit_shows_before_the_first_step(tmp_path, tiny_p
     problems = [*load_task("branching", size=30).problems, Problem("long", "so many " * 300, "1")]
     config = replace(SMALL, steps=8)
     trainer = Trainer(tiny_policy, Task("mine", tuple(problems)), config, tmp_path / "run", sandbox=sandbox)
-    with pytest.raises(ValueError, match=r"problem 'long'.*context holds 512"):
+    with pytest.raises(ValueError, match=r"problem 'long'.*context holds 320"):
         trainer.train()
     assert not trainer.history and not (tmp_path / "run").exists()
 
@@ -212,7 +241,7 @@ def test_a_prompt_that_does_not_fit_shows_before_the_first_step(tmp_path, tiny_p
         {"method": "ppo"}, {"normalize": "rollout"}, {"gamma": 1.1}, {"gamma": float("nan")}, {"alpha": -0.1},
         {"group_size": 1}, {"steps": 0}, {"learning_rate": 0.0}, {"learning_rate": float("inf")},
         {"temperature": 0.0}, {"similarity": "bleu"}, {"max_turns": 0}, {"kl_coefficient": -1.0}, {"seed": -1},
-        {"importance_cap": 0.0},
+        {"importance_cap": 0.0}, {"rewards": "step"}, {"shaping": "phi"},
     ],
 )  # fmt: skip
 def test_bad_configuration_names_field_and_value(changes):

@@ -1,0 +1,113 @@
+"""Differences from recorded runs against a slow reference, and a README that cannot drift from its records."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from statistics import fmean, stdev
+
+import pytest
+from matplotlib import pyplot as plt
+from scipy.stats import t as student
+
+from gtpo_mini import plots, report
+from gtpo_mini.experiments import Run
+from gtpo_mini.report import Difference, arms_table, differences, load_cells, results_text, write_report
+from gtpo_mini.stats import Interval
+
+
+def make_run(arm: str, seed: int, scores: list[float]) -> Run:
+    behaviour = {"rollout/calls": 3.0, "rollout/invalid_calls": 0.1}
+    evaluation = {
+        "accuracy": fmean(scores),
+        "per_problem": {str(i): score for i, score in enumerate(scores)},
+        "behaviour": behaviour,
+    }
+    step = {"step": 0, "reward/outcome": 0.2, **behaviour}
+    header = {"arm": arm, "seed": seed, "config": {"learning_rate": 3e-4}}
+    return Run(header, (step,), {"sampled": evaluation, "greedy": evaluation})
+
+
+@pytest.fixture
+def runs() -> list[Run]:
+    rng = random.Random(0)
+    rates = {"grpo": 0.5, "+turn_rewards": 0.5, "gtpo": 0.8}
+    return [
+        make_run(arm, seed, [float(rng.random() < rate) for _ in range(200)])
+        for arm, rate in rates.items()
+        for seed in range(5)
+    ]
+
+
+def test_differences_by_hand(runs):
+    first, second = differences(runs, ["gtpo", "+turn_rewards"])
+    ends = {(run.arm, run.seed): run.footer["sampled"]["accuracy"] for run in runs}
+    gaps = [ends["gtpo", seed] - ends["grpo", seed] for seed in range(5)]
+    half = student.ppf(0.975, 4) * stdev(gaps) / math.sqrt(5)
+    assert first.over_seeds == pytest.approx((fmean(gaps), fmean(gaps) - half, fmean(gaps) + half))
+    assert first.over_problems.estimate == pytest.approx(fmean(gaps))
+    assert first.seeds == 5 and first.verdict == "better" and second.verdict == "no difference shown"
+    assert first.p_holm == pytest.approx(min(1, 2 * min(first.p, second.p))) and first.p < first.p_holm
+    assert first.detectable > half / 2
+    (back,) = differences(runs, ["grpo"], base="gtpo")  # a swapped arm changes the sign, nothing else
+    assert back.over_seeds.estimate == -first.over_seeds.estimate and back.verdict == "worse"
+
+
+def test_pairs_need_common_seeds_and_the_same_problems(runs):
+    with pytest.raises(ValueError, match=r"gtpo against grpo: 1 common seeds"):
+        differences([run for run in runs if run.seed == 0], ["gtpo"])
+    del runs[-1].footer["sampled"]["per_problem"]["7"]
+    with pytest.raises(ValueError, match="different problems"):
+        differences(runs, ["gtpo"])
+
+
+def test_equal_runs_show_no_difference(runs):
+    twins = [make_run("gtpo", run.seed, [1.0, 0.0]) for run in runs[:5]]
+    twins += [make_run("grpo", run.seed, [1.0, 0.0]) for run in runs[:5]]
+    (d,) = differences(twins, ["gtpo"])
+    assert d.over_seeds == Interval(0.0, 0.0, 0.0) and d.p == 1.0 and d.verdict == "no difference shown"
+
+
+def test_tables_and_figures_show_every_arm(runs):
+    table = arms_table(runs)
+    assert all(f"`{arm}`" in table for arm in ("grpo", "+turn_rewards", "gtpo"))
+    assert all(line.count("|") == table.splitlines()[0].count("|") for line in table.splitlines())
+    figure = plots.plot_differences(differences(runs, ["gtpo", "+turn_rewards"]), "Title")
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == ["gtpo − grpo  (5 seeds)", "+turn_rewards − grpo  (5 seeds)"]
+    figure = plots.plot_regimes({"here": runs, "there": runs})
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["here", "there"]
+    plt.close("all")
+
+
+def test_the_verdict_follows_the_corrected_p():
+    interval = Interval(-0.1, -0.2, -0.01)
+    made = [Difference("a", "b", 5, interval, interval, 0.1, p=0.01, p_holm=p).verdict for p in (0.04, 0.06)]
+    assert made == ["worse", "no difference shown"]
+
+
+def test_the_readme_is_what_the_recorded_runs_say(tmp_path):
+    readme = report.ROOT / "README.md"
+    copy = tmp_path / "README.md"
+    copy.write_text(readme.read_text(encoding="utf-8"), encoding="utf-8")
+    write_report(copy)
+    assert copy.read_text(encoding="utf-8") == readme.read_text(encoding="utf-8"), "run: python -m gtpo_mini report"
+    assert results_text() in readme.read_text(encoding="utf-8")
+    for path in plots.readme_figures(output=tmp_path):
+        name = path.with_suffix(".json").name
+        made, kept = (json.loads((folder / name).read_text()) for folder in (tmp_path, report.ROOT / "docs"))
+        assert made["data_sha256"] == kept["data_sha256"], "run: python -m gtpo_mini report"
+    plt.close("all")
+    copy.write_text("no marks here")
+    with pytest.raises(ValueError, match="lacks the marks"):
+        write_report(copy)
+
+
+def test_the_recorded_set_is_as_large_as_the_readme_says():
+    runs = [run for cell in load_cells().values() for run in cell]
+    main = load_cells()["(shipped)"]
+    assert {run.seed for run in main if run.arm == "grpo"} == {run.seed for run in main if run.arm == "gtpo"}
+    assert len({run.seed for run in main}) >= 10
+    assert all(len(run.footer[kind]["per_problem"]) >= 1000 for run in runs for kind in ("sampled", "greedy"))
+    assert all(not run.header["commit"].endswith("+") for run in runs), "made from files that were not committed"
