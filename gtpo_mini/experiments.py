@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from multiprocessing import connection
 from pathlib import Path
 
 import torch
@@ -20,6 +22,7 @@ from .evaluate import evaluate
 from .metrics import mean
 from .policy import load_policy
 from .regimes import load_regime, regime_policy
+from .runs import Run, load_runs, read_run
 from .sandbox import Sandbox
 from .tasks import load_task
 from .trainer import Trainer
@@ -27,27 +30,6 @@ from .trainer import Trainer
 __all__ = ["ARMS", "Run", "arm_config", "load_runs", "run_arm", "run_arms", "search_rates"]
 
 _EVAL_ROWS = 256  # rollouts decoded at once in an evaluation, which keeps nothing for a backward pass
-
-
-@dataclass(frozen=True)
-class Run:
-    """A recorded run: a JSON-lines file with a header, one line a step, and a footer."""
-
-    header: dict
-    steps: tuple[dict, ...]
-    footer: dict
-
-    @property
-    def arm(self) -> str:
-        return self.header["arm"]
-
-    @property
-    def seed(self) -> int:
-        return self.header["seed"]
-
-    def series(self, key: str) -> list[float]:
-        """One metric over the steps, e.g. ``run.series("reward/outcome")``."""
-        return [step[key] for step in self.steps]
 
 
 def run_arm(
@@ -80,7 +62,7 @@ def run_arm(
     config = arm_config(arm, replace(chosen.train, seed=seed, **{**(cell.changes if cell else {}), **changes}))
     facts = {"arm": arm, **({"regime": regime, "task_options": cell.task} if cell else {})}
     path = Path(output) / "metrics.jsonl"
-    if path.exists() and (run := _read_run(path)) is not None:
+    if path.exists() and (run := read_run(path)) is not None:
         same = {**facts, "config": json.loads(json.dumps(vars(config))), "eval_problems": eval_problems}
         if any(run.header.get(key) != value for key, value in same.items()):
             raise ValueError(f"output={str(output)!r}: holds a run of another configuration; choose another folder")
@@ -105,7 +87,7 @@ def run_arm(
 
         trainer = Trainer(policy, train, config, output, sandbox=sandbox, header=facts, checkpoint_every=None)
         trainer.train(footer=evaluations if eval_problems else None)
-    return _read_run(path)
+    return read_run(path)
 
 
 def run_arms(
@@ -183,7 +165,7 @@ def search_rates(
 
 def _run_all(jobs: Sequence[tuple], profile: str | None, processes: int, options: dict) -> list[Run]:
     """Run (arm, seed, folder, changes) in processes of their own."""
-    folders = {(arm, seed, folder.name): folder for arm, seed, folder, _ in jobs}
+    folders, finished = [job[:3] for job in jobs], {}
     total = len(jobs) * options.get("steps", load_profile(profile).train.steps)
     context = multiprocessing.get_context("spawn")  # a fork would inherit torch's locks
     # Read by a process as it starts: one thread each, and no bar of their own.
@@ -200,8 +182,8 @@ def _run_all(jobs: Sequence[tuple], profile: str | None, processes: int, options
                 if failed := next((f for f in futures if f.done() and f.exception()), None):
                     pool.shutdown(cancel_futures=True)
                     failed.result()
-                _show_progress(bar, folders)
-            _show_progress(bar, folders)
+                _show_progress(bar, folders, finished)
+            _show_progress(bar, folders, finished)
             return [future.result() for future in futures]
     finally:
         for name, value in kept.items():
@@ -209,46 +191,27 @@ def _run_all(jobs: Sequence[tuple], profile: str | None, processes: int, options
 
 
 def _one_thread() -> None:
+    """At the start of a worker: one thread, and no life after its parent, or a killed call would go on writing."""
     torch.set_num_threads(1)
+    parent = multiprocessing.parent_process().sentinel
+    threading.Thread(target=lambda: (connection.wait([parent]), os._exit(1)), daemon=True).start()
 
 
-def _show_progress(bar: tqdm, folders: dict[tuple[str, int, str], Path]) -> None:
+def _show_progress(bar: tqdm, folders: list[tuple[str, int, Path]], finished: dict[Path, int]) -> None:
     """The bar of all runs, and, for ``make reproduce``, one line in the file that ``GTPO_PROGRESS`` names."""
     now, done = [], 0
-    for (arm, seed, _), folder in folders.items():
+    for arm, seed, folder in folders:
         path = folder / "metrics.jsonl"
-        kinds = [line[:20] for line in path.read_text().splitlines()] if path.exists() else []
-        steps = sum('"step"' in kind for kind in kinds)
-        done += steps
-        if kinds and '"footer"' not in kinds[-1]:
-            now.append(f"{arm} seed {seed} step {steps}")
-    bar.update(done - bar.n)
+        if folder not in finished and path.exists():
+            kinds = [line[:20] for line in path.read_text().splitlines()]
+            steps = sum('"step"' in kind for kind in kinds)
+            done += steps
+            if kinds and '"footer"' in kinds[-1]:
+                finished[folder] = steps
+                done -= steps
+            elif kinds:
+                now.append(f"{arm} seed {seed} step {steps}")
+    bar.update(done + sum(finished.values()) - bar.n)
     bar.set_postfix_str(", ".join(now))
     if (path := os.environ.get("GTPO_PROGRESS")) and now:
         Path(path).write_text(f"{time.time():.0f} " + ", ".join(now))
-
-
-def _read_run(path: Path) -> Run | None:
-    """The run in a file; None if it is not finished."""
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:  # a process that was killed leaves half a line
-            return None
-    if len(lines) < 2 or lines[0].get("kind") != "header" or lines[-1].get("kind") != "footer":
-        return None
-    return Run(lines[0], tuple(line for line in lines if line["kind"] == "step"), lines[-1])
-
-
-def load_runs(folder: str | Path) -> list[Run]:
-    """All finished runs below a folder, sorted by arm and seed.
-
-    Raises:
-        ValueError: no finished run there.
-    """
-    found = [_read_run(path) for path in sorted(Path(folder).rglob("*.jsonl"))]
-    runs = [run for run in found if run is not None]
-    if not runs:
-        raise ValueError(f"no finished run below {str(folder)!r}")
-    return sorted(runs, key=lambda run: (run.arm, run.seed))

@@ -14,9 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .config import results_folder
-from .experiments import Run
 from .metrics import mean
 from .report import ROOT, Difference, differences, load_cells
+from .runs import Run
 from .stats import t_interval
 
 #: Okabe-Ito colours, which colour-blind readers tell apart, and a marker of its own for each arm.

@@ -17,9 +17,9 @@ from statistics import stdev
 from scipy.stats import ttest_1samp
 
 from .arms import ARMS
-from .experiments import Run, load_runs
 from .metrics import mean
 from .regimes import REGIMES
+from .runs import Run, load_runs
 from .stats import Interval, holm, minimum_detectable_effect, paired_bootstrap, t_interval
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -72,7 +75,7 @@ def test_the_command_line_reads_finished_runs_and_draws_them(folder, tmp_path, c
 
 
 def test_bad_arms_and_settings_are_named_before_anything_runs(tmp_path):
-    with pytest.raises(ValueError, match=r"unknown arm 'ppo'.*grpo, gtpo"):
+    with pytest.raises(ValueError, match=r"unknown arm 'ppo'.*grpo, grpo_accuracy"):
         run_arms(["gtpo", "ppo"], [0], tmp_path)
     with pytest.raises(ValueError, match=r"gamma=2"):
         run_arms(["gtpo"], [0], tmp_path, gamma=2.0)
@@ -92,6 +95,23 @@ def test_the_search_is_recorded_and_its_rates_are_used(tmp_path):
     assert [run.header["config"]["learning_rate"] for run in runs] == [1e-4, 1e-3]
     with pytest.raises(ValueError, match=r"no learning rate for potential"):
         run_arms(["potential"], [0], tmp_path / "runs", rates=best, **TINY)
+
+
+def test_a_killed_call_leaves_no_worker_behind_and_can_be_made_again(tmp_path):
+    words = ["experiment", "--arms", "grpo", "--seeds", "1", "--steps", "500", "--output", str(tmp_path)]
+    call = subprocess.Popen([sys.executable, "-m", "gtpo_mini", *words], stderr=subprocess.DEVNULL)
+    path = tmp_path / "grpo-seed0" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    call.kill()
+    call.wait()
+    time.sleep(2)
+    before = path.read_text()
+    time.sleep(4)
+    assert path.read_text() == before, "a worker went on writing"
+    (run,) = run_arms(["grpo"], [0], tmp_path, **TINY)
+    assert len(run.steps) == 2
 
 
 def test_load_runs_skips_what_is_no_run(folder, tmp_path):
