@@ -20,7 +20,7 @@ MAX_LINES = 260
 # The way of the data: a module imports only from those before it. A new module gets its place here.
 ORDER = (
     *("checks", "stats"),  # plain helpers, of use anywhere
-    *("types", "sandbox", "branching", "tasks", "protocol"),
+    *("types", "sandbox", "branching", "grading", "records", "generators", "tasks", "protocol"),
     *("attention", "policy"),
     *("cache", "reader", "ongoing", "scheduler", "rollout"),
     *("rewards", "shaping", "advantages", "packing", "loss"),

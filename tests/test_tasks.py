@@ -7,7 +7,8 @@ import re
 import pytest
 
 from gtpo_mini.branching import TraceNoise, draw_problems, write_trace
-from gtpo_mini.tasks import Task, load_task, same_answer
+from gtpo_mini.grading import same_answer
+from gtpo_mini.tasks import Task, load_task
 from gtpo_mini.types import Problem
 
 
@@ -118,7 +119,7 @@ def test_json_lines_take_numbers_ids_and_blank_lines(tmp_path):
         (["{not json"], "line 1"),
         (["[" * 100000], "line 1"),
         ([], "holds no problem"),
-        ([{"id": 1, "question": "a", "answer": "1"}, {"id": 1, "question": "b", "answer": "1"}], "unique"),
+        ([{"id": 1, "question": "a", "answer": "1"}, {"id": 1, "question": "b", "answer": "1"}], "line 2 .*stands on line 1"),
     ],
 )
 def test_bad_rows_are_named_by_line(tmp_path, rows, message):
