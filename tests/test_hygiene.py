@@ -21,7 +21,7 @@ MAX_LINES = 260
 ORDER = (
     *("checks", "stats"),  # plain helpers, of use anywhere
     *("types", "sandbox", "branching", "grading", "records", "generators", "tasks", "protocol"),
-    *("attention", "policy"),
+    *("attention", "policy", "chat"),
     *("cache", "reader", "ongoing", "scheduler", "rollout"),
     *("rewards", "shaping", "advantages", "packing", "loss"),
     *("config", "metrics"),  # settings of the parts before them, and what a trainer measures

@@ -119,7 +119,10 @@ def test_json_lines_take_numbers_ids_and_blank_lines(tmp_path):
         (["{not json"], "line 1"),
         (["[" * 100000], "line 1"),
         ([], "holds no problem"),
-        ([{"id": 1, "question": "a", "answer": "1"}, {"id": 1, "question": "b", "answer": "1"}], "line 2 .*stands on line 1"),
+        (
+            [{"id": 1, "question": "a", "answer": "1"}, {"id": 1, "question": "b", "answer": "1"}],
+            "line 2 .*stands on line 1",
+        ),
     ],
 )
 def test_bad_rows_are_named_by_line(tmp_path, rows, message):
