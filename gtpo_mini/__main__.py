@@ -31,6 +31,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--profile", help="cpu, t4 or rtx (default: GTPO_PROFILE, or cpu)")
         command.add_argument("--model", help="tiny, a model folder, or a hub name (default: the profile's)")
         command.add_argument("--task", help=f"{', '.join(list_tasks())} (default: the profile's)")
+        command.add_argument("--protocol", default="fenced", help="fenced (default), or hermes: the model's tool calls")
         command.add_argument("--quantize", help="nf4: 4-bit base weights, and LoRA")
         command.add_argument("--lora-rank", type=int, help="train a LoRA adapter of this rank")
         command.add_argument("--device", help="cpu, cuda, ... (default: the profile's)")
@@ -103,10 +104,12 @@ def _policy_config_task(arguments: argparse.Namespace, split: str):
 
 
 def _train(arguments: argparse.Namespace) -> None:
+    from .protocol import load_protocol
     from .trainer import Trainer
 
     policy, config, task = _policy_config_task(arguments, "train")
-    trainer = Trainer(policy, task, config, arguments.output, header={"arm": arguments.arm})
+    facts = {"arm": arguments.arm, "protocol": arguments.protocol}
+    trainer = Trainer(policy, task, config, arguments.output, load_protocol(arguments.protocol), header=facts)
     history = trainer.train()
     last = history[-1]
     print(
