@@ -1,9 +1,8 @@
-"""The command line: ``python -m gtpo_mini train | evaluate | experiment | plot | coldstart | reproduce``."""
+"""The command line: ``python -m gtpo_mini train | evaluate | compare | check | experiment | plot | ...``."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import types
 import typing
@@ -42,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--seed", type=int)
     train.add_argument("--arm", default="gtpo", help=f"{', '.join(ARMS)} (default: gtpo)")
     train.add_argument("--output", help="folder for metrics.jsonl and the trained policy")
+    train.add_argument("--record-rollouts", action="store_true", help="write rollouts.jsonl there too, for view")
     known = {action.dest for action in train._actions}
     hints = typing.get_type_hints(TrainConfig)
     for field in fields(TrainConfig):
@@ -50,7 +50,18 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--split", default="test", help="train or test (default: test)")
     evaluate.add_argument("--problems", type=int, help="how many, from the first (default: all)")
     evaluate.add_argument("--samples", type=int, default=1, help="rollouts a problem (default: 1)")
-    evaluate.add_argument("--output", help="file for the results, per problem")
+    evaluate.add_argument("--adapter", help="folder of a trained LoRA adapter")
+    evaluate.add_argument("--output", help="JSON-lines file for the results, per problem")
+    compare = add("compare", "the difference of two results files, paired by problem")
+    compare.add_argument("a", help="file of evaluate --output, or a recorded run")
+    compare.add_argument("b", help="another, on the same problems")
+    check = add("check", "grade a task's gold answers, and wrong ones made from them")
+    check.add_argument("task", help=", ".join(list_tasks()))
+    check.add_argument("--split", default="test", help="train or test (default: test)")
+    check.add_argument("--size", type=int, help="how many problems (default: all)")
+    view = add("view", "write a page that shows the rollouts of a run")
+    view.add_argument("run", help="folder of a run trained with --record-rollouts, or its rollouts.jsonl")
+    view.add_argument("--output", default="rollouts.html", help="the page (default: rollouts.html)")
     experiment = add("experiment", "train arms with several seeds, each run recorded")
     experiment.add_argument("--profile", help="cpu, t4 or rtx (default: GTPO_PROFILE, or cpu)")
     experiment.add_argument("--arms", nargs="+", default=list(ARMS), help=f"of {', '.join(ARMS)} (default: all)")
@@ -81,6 +92,7 @@ def _plain(kind: object) -> type:
 
 def _policy_config_task(arguments: argparse.Namespace, split: str):
     """What train and evaluate share: the profile with the command line's changes, then the task, then the policy."""
+    from .adapters import load_policy_with_adapter
     from .config import TrainConfig, load_profile
     from .experiments import arm_config
     from .policy import load_policy
@@ -92,6 +104,8 @@ def _policy_config_task(arguments: argparse.Namespace, split: str):
     if profile.model == "tiny" and model != "tiny":  # the tiny policy's short turns are for it alone
         base = replace(base, max_turn_tokens=TrainConfig.max_turn_tokens, max_context=None)
     names = {field.name for field in fields(TrainConfig)}
+    if arguments.command == "evaluate":
+        names.discard("temperature")  # 0, greedy, is for evaluation only
     changes = {key: value for key, value in vars(arguments).items() if key in names and value is not None}
     config = replace(base, **changes)
     if arguments.command == "train":
@@ -99,7 +113,12 @@ def _policy_config_task(arguments: argparse.Namespace, split: str):
     task = load_task(arguments.task or profile.task, split)  # the policy comes last: it takes longest
     quantize = arguments.quantize or (profile.quantize if model == profile.model else None)
     rank = arguments.lora_rank or (profile.lora_rank if model == profile.model else None)
-    policy = load_policy(model, quantize, rank, arguments.device or profile.device, seed=config.seed)
+    device = arguments.device or profile.device
+    if arguments.command == "evaluate":
+        base = arguments.model if arguments.adapter else model  # an adapter names its own base
+        policy = load_policy_with_adapter(base, arguments.adapter, quantize, device, config.seed)
+    else:
+        policy = load_policy(model, quantize, rank, device, seed=config.seed)
     return policy, config, task
 
 
@@ -109,7 +128,16 @@ def _train(arguments: argparse.Namespace) -> None:
 
     policy, config, task = _policy_config_task(arguments, "train")
     facts = {"arm": arguments.arm, "protocol": arguments.protocol}
-    trainer = Trainer(policy, task, config, arguments.output, load_protocol(arguments.protocol), header=facts)
+    trainer = Trainer(
+        policy,
+        task,
+        config,
+        arguments.output,
+        load_protocol(arguments.protocol),
+        None,
+        facts,
+        arguments.record_rollouts,
+    )
     history = trainer.train()
     last = history[-1]
     print(
@@ -119,23 +147,6 @@ def _train(arguments: argparse.Namespace) -> None:
     if arguments.output:
         policy.save(Path(arguments.output) / "policy")
         print(f"metrics: {Path(arguments.output) / 'metrics.jsonl'}; policy: {Path(arguments.output) / 'policy'}")
-
-
-def _evaluate(arguments: argparse.Namespace) -> None:
-    from .evaluate import evaluate
-
-    temperature, arguments.temperature = arguments.temperature, None  # 0, greedy, is for evaluation only
-    policy, config, task = _policy_config_task(arguments, arguments.split)
-    settings = config.sampling(rows=64, temperature=config.temperature if temperature is None else temperature)
-    result = evaluate(policy, task, settings, arguments.samples, arguments.problems, seed=config.seed)
-    interval = result.interval
-    print(
-        f"{task.name} ({arguments.split}), {len(result.problems)} problems x {arguments.samples}: accuracy "
-        f"{interval.estimate:.3f} [{interval.low:.3f}, {interval.high:.3f}], pass@{arguments.samples} "
-        f"{result.pass_at(arguments.samples):.3f}, maj@{arguments.samples} {result.majority:.3f}"
-    )
-    if arguments.output:
-        Path(arguments.output).write_text(json.dumps(result.record(), indent=1) + "\n", encoding="utf-8")
 
 
 def _experiment(arguments: argparse.Namespace) -> None:
@@ -177,13 +188,17 @@ def _reproduce(arguments: argparse.Namespace) -> None:
 
 def main(words: list[str] | None = None) -> int:
     """Run one command; bad input is one line on stderr and exit status 2, not a traceback."""
+    from . import cli
     from .sandbox import SandboxUnavailable
 
     try:
         arguments = _parser().parse_args(words)
         {
             "train": _train,
-            "evaluate": _evaluate,
+            "evaluate": lambda given: cli.evaluate(given, *_policy_config_task(given, given.split)),
+            "compare": cli.compare,
+            "check": cli.check,
+            "view": cli.view,
             "experiment": _experiment,
             "plot": _plot,
             "coldstart": _coldstart,

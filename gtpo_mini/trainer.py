@@ -26,6 +26,7 @@ from .rollout import RolloutEngine
 from .sandbox import Sandbox
 from .shaping import load_similarity, shape_outcomes
 from .tasks import Task
+from .transcript import record_rollouts
 from .types import Problem, Trajectory
 
 __all__ = ["TrainConfig", "Trainer", "score"]
@@ -74,6 +75,7 @@ class Trainer:
         protocol: how turns are written; None takes fenced code.
         sandbox: where code runs; None starts one for the time of `train`.
         header: more facts for the run's header (its arm, say).
+        record_rollouts: write each step's rollouts to ``rollouts.jsonl`` in ``output``, for `rollouts_page`.
 
     Raises:
         ValueError: the output folder already holds a run.
@@ -88,10 +90,12 @@ class Trainer:
         protocol: ToolProtocol | None = None,
         sandbox: Sandbox | None = None,
         header: dict | None = None,
+        record_rollouts: bool = False,
     ) -> None:
         self.policy, self.task, self.config = policy, task, config or TrainConfig()
         self.protocol, self.sandbox, self.header = protocol or load_protocol(), sandbox, header or {}
         self.path = Path(output) / "metrics.jsonl" if output is not None else None
+        self.transcripts = self.path.with_name("rollouts.jsonl") if record_rollouts and self.path else None
         if self.path is not None and self.path.exists():
             raise ValueError(f"output={str(output)!r}: holds a run already (metrics.jsonl); choose another folder")
         self.history: list[dict[str, float]] = []
@@ -139,6 +143,10 @@ class Trainer:
             not any(map(any, advantages[i : i + config.group_size])) for i in range(0, len(rollouts), config.group_size)
         ]
         self.last = (rollouts, rewards, advantages)
+        if self.transcripts is not None:
+            gamma = config.gamma if config.method == "gtpo" else None
+            graded = (rollouts, correct, rewards, advantages)
+            record_rollouts(self.transcripts, step, *graded, self.policy, config.group_size, gamma)
         metrics = {
             "step": step,
             **describe_rollouts(rollouts, correct),

@@ -21,11 +21,11 @@ MAX_LINES = 260
 ORDER = (
     *("checks", "stats"),  # plain helpers, of use anywhere
     *("types", "sandbox", "branching", "grading", "records", "generators", "tasks", "protocol"),
-    *("attention", "policy", "chat"),
+    *("attention", "policy", "adapters", "chat"),
     *("cache", "reader", "ongoing", "scheduler", "rollout"),
     *("rewards", "shaping", "advantages", "packing", "loss"),
     *("config", "metrics"),  # settings of the parts before them, and what a trainer measures
-    *("coldstart", "trainer", "evaluate", "experiments"),
+    *("transcript", "coldstart", "trainer", "evaluate", "results", "experiments"),
     *("plots", "display", "reproduce", "cli"),
     *("__init__", "__main__"),
 )
