@@ -47,7 +47,8 @@ def trajectory_html(
         HTML with its own style; each policy token shows its log-probability when pointed at.
     """
     told = transcript(trajectory, policy, rewards, returns, advantages)
-    return f'<meta charset=utf-8><style>{_asset("display.css")}</style><div class="gtpo">{_legend()}{rollout_html(told)}</div>'
+    style = f"<meta charset=utf-8><style>{_asset('display.css')}</style>"
+    return f"{style}<div class=gtpo>{_legend()}{rollout_html(told)}</div>"
 
 
 def rollout_html(told: dict[str, Any]) -> str:
@@ -109,15 +110,15 @@ def rollouts_page(rollouts: Sequence[dict[str, Any]], title: str = "rollouts") -
 def _card(told: dict[str, Any], spread: float, groups: dict[tuple[int, int], list[float]]) -> str:
     reward = sum(turn.get("reward", 0.0) for turn in told["turns"])
     right = groups[told["step"], told["group"]]
-    answer = "no answer" if told["answer"] is None else told["answer"][:40]
+    answer = "none" if told["answer"] is None else told["answer"][:40]
     words = (
         f"<b class={'right' if told['correct'] else 'wrong'}>{'right' if told['correct'] else 'wrong'}</b>",
         f"step {told['step']}",
         f"problem {_escape(told['problem'][:40])}",
         f"reward {reward:+.2f}",
         f"{len(told['turns'])} turn{'s' * (len(told['turns']) != 1)}",
-        _escape(told["stop"]),
-        f"<code>{_escape(answer)}</code>",
+        f"stop: {_escape(told['stop'])}",
+        f"answer <code>{_escape(answer)}</code>",
         f"group: {round(sum(right))} of {len(right)} right",
     )
     data = f"data-step={told['step']} data-group={told['group']} data-number={told['number']} "
@@ -130,7 +131,7 @@ def _card(told: dict[str, Any], spread: float, groups: dict[tuple[int, int], lis
 def _legend() -> str:
     return (
         "<p class=legend><span class='policy up' style='--a:40%'>policy, advantage above 0</span> "
-        "<span class='policy down' style='--a:40%'>below 0</span> <span class=policy>none</span> "
+        "<span class='policy down' style='--a:40%'>below 0</span> <span class=policy>no advantage</span> "
         "<span class=tool>tool output, never trained</span> <i class=u>less likely than 1 in 10</i></p>"
     )
 
