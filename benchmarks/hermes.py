@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import random
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import get_json_schema
 
+from gtpo_mini.chat import Chat
 from gtpo_mini.coldstart import tiny_model, train_tokenizer
 from gtpo_mini.policy import Policy
-from gtpo_mini.protocol import ParsedTurn
+from gtpo_mini.protocol import HermesProtocol, ParsedTurn
 from gtpo_mini.tasks import Task
 from gtpo_mini.types import ExecutionResult, Problem
 
@@ -72,44 +74,17 @@ class ToolBox:
         pass
 
 
-class HermesProtocol:
-    """Tool calls as JSON between tags, as the template of Qwen2.5 writes them; a turn ends with its end token."""
+class BenchProtocol(HermesProtocol):
+    """The package's protocol, with TRL's prompt and rules: no instructions; an unreadable call ends the rollout."""
 
-    name = "hermes"
-    stop_character = "\0"  # none: only the end token ends a turn, as with `generate`
-    _call = re.compile(r"<tool_call>\n(.*?)\n</tool_call>", re.DOTALL)
+    tools: ClassVar = [get_json_schema(python)]
 
     def messages(self, problem: Problem) -> list[dict[str, str]]:
         return [{"role": "user", "content": problem.question}]
 
-    def is_complete(self, text: str) -> bool:
-        return False
-
     def read(self, text: str) -> ParsedTurn:
-        found = self._call.search(text)
-        if found is None:
-            return ParsedTurn(answer=text.strip() or None)
-        try:
-            return ParsedTurn(code=str(json.loads(found.group(1))["arguments"]["code"]))
-        except (ValueError, KeyError, TypeError):
-            return ParsedTurn(answer=text.strip())  # such a call is not run by either side
-
-    def tool_text(self, result: ExecutionResult) -> str:
-        return (
-            f"\n<|im_start|>user\n<tool_response>\n{result.stdout}\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
-        )
-
-
-class HermesPolicy(Policy):
-    """A policy whose prompts describe the tool, and whose tool text holds the template's own special tokens."""
-
-    def encode_chat(self, messages) -> list[int]:
-        return self.tokenizer.apply_chat_template(
-            list(messages), tools=[python], add_generation_prompt=True, tokenize=True, return_dict=False
-        )
-
-    def encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False)
+        parsed = super().read(text)
+        return parsed if parsed.code is not None else ParsedTurn(answer=text.strip() or None)
 
 
 def questions(count: int, seed: int) -> list[str]:
@@ -131,24 +106,24 @@ def coin_task(count: int) -> Task:
 
 def _turns(question: str) -> list[str]:
     first, second = re.findall(r"\d+", question)
-    call = '<tool_call>\n{{"name": "python", "arguments": {{"code": "{}"}}}}\n</tool_call><|im_end|>'
+    call = '<tool_call>\n{{"name": "python", "arguments": {{"code": "{}"}}}}\n</tool_call>'
     total = int(first) + int(second)
     return [
         call.format(f"{first}+{second}"),
         *[call.format(f"{total}+{n}") for n in range(1, CALLS)],
-        f"It is {total}.<|im_end|>",
+        f"It is {total}.",
     ]
 
 
-def _trace(policy: HermesPolicy, question: str) -> tuple[list[int], list[int]]:
-    ids = policy.encode_chat([{"role": "user", "content": question}])
-    mask, protocol = [0] * len(ids), HermesProtocol()
+def _trace(policy: Policy, chat: Chat, question: str) -> tuple[list[int], list[int]]:
+    ids = chat.encode_prompt(Problem("", question, ""))
+    mask = [0] * len(ids)
     for text in _turns(question):
-        mine = policy.encode(text)
+        mine = [*policy.encode(text), policy.tokenizer.eos_token_id]
         ids, mask = ids + mine, mask + [1] * len(mine)
-        code = protocol.read(text).code
+        code = chat.protocol.read(text).code
         if code is not None:
-            theirs = policy.encode(protocol.tool_text(ExecutionResult(ok=True, stdout=python(code))))
+            theirs = chat.encode_result(ExecutionResult(ok=True, stdout=python(code)))
             ids, mask = ids + theirs, mask + [0] * len(theirs)
     return ids, mask
 
@@ -159,8 +134,9 @@ def make_model(folder: Path, template: str, steps: int = 150) -> None:
     texts = [text for question in questions(300, 1) for text in (question, *_turns(question))]
     tokenizer = train_tokenizer([*texts, *[template.split("# Tools")[1][:400]] * 3], vocabulary=480)
     tokenizer.chat_template = template
-    policy = HermesPolicy(tiny_model(tokenizer), tokenizer, "hermes")
-    traces = [_trace(policy, question) for question in questions(800, 2)]
+    policy = Policy(tiny_model(tokenizer), tokenizer, "hermes")
+    chat = Chat(policy, BenchProtocol())
+    traces = [_trace(policy, chat, question) for question in questions(800, 2)]
     optimizer = torch.optim.AdamW(policy.model.parameters(), lr=4e-3)
     rng = random.Random(0)
     policy.model.train()
@@ -187,6 +163,6 @@ def load_parts(folder: Path) -> tuple:
     return model.eval(), AutoTokenizer.from_pretrained(folder)
 
 
-def load(folder: Path) -> HermesPolicy:
+def load(folder: Path) -> Policy:
     """The same as our policy."""
-    return HermesPolicy(*load_parts(folder), "hermes")
+    return Policy(*load_parts(folder), "hermes")

@@ -30,6 +30,7 @@ from datasets import Dataset
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
+from gtpo_mini.chat import Chat
 from gtpo_mini.metrics import run_header
 from gtpo_mini.rollout import RolloutEngine
 from gtpo_mini.trainer import TrainConfig, Trainer, score
@@ -43,7 +44,7 @@ class Ours:
 
     def __init__(self, folder: Path, tool, workers: int) -> None:
         policy = hermes.load(folder)
-        prompt = len(policy.encode_chat(hermes.HermesProtocol().messages(hermes.coin_task(1).problems[0])))
+        prompt = len(Chat(policy, hermes.BenchProtocol()).encode_prompt(hermes.coin_task(1).problems[0]))
         # TRL's budget for all of a completion, tool text included, is its budget for one turn.
         config = TrainConfig(
             method="grpo", alpha=0.0, problems_per_step=PROBLEMS, group_size=GROUP, learning_rate=1e-9,
@@ -51,7 +52,7 @@ class Ours:
         )  # fmt: skip
         self.trainer = Trainer(policy, hermes.coin_task(64), config)
         box = hermes.ToolBox(tool, workers)
-        self.engine = RolloutEngine(policy, hermes.HermesProtocol(), box, config.sampling())
+        self.engine = RolloutEngine(policy, hermes.BenchProtocol(), box, config.sampling())
         self.lines: list[dict] = []
 
     def step(self) -> None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import types
 import typing
-from dataclasses import fields, replace
-from pathlib import Path
+from dataclasses import fields
 
 ERROR = 2  # exit status of bad input
 
@@ -32,6 +30,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--profile", help="cpu, t4 or rtx (default: GTPO_PROFILE, or cpu)")
         command.add_argument("--model", help="tiny, a model folder, or a hub name (default: the profile's)")
         command.add_argument("--task", help=f"{', '.join(list_tasks())} (default: the profile's)")
+        command.add_argument("--protocol", default="fenced", help="fenced (default), or hermes: the model's tool calls")
         command.add_argument("--quantize", help="nf4: 4-bit base weights, and LoRA")
         command.add_argument("--lora-rank", type=int, help="train a LoRA adapter of this rank")
         command.add_argument("--device", help="cpu, cuda, ... (default: the profile's)")
@@ -45,15 +44,29 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--checkpoint-every", type=int, default=10, help="steps between checkpoints (default: 10)")
     train.add_argument("--resume", action="store_true", help="go on with the run in --output, if it holds one")
     train.add_argument("--trackers", nargs="+", default=[], help="where metrics go as well: tensorboard, wandb, ...")
+    train.add_argument("--record-rollouts", action="store_true", help="write rollouts.jsonl there too, for view")
     known = {action.dest for action in train._actions}
     hints = typing.get_type_hints(TrainConfig)
     for field in fields(TrainConfig):
         if field.name not in known | {"method"}:
-            train.add_argument("--" + field.name.replace("_", "-"), type=_plain(hints[field.name]))
+            kind = _plain(hints[field.name])
+            how = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind}
+            train.add_argument("--" + field.name.replace("_", "-"), default=None, **how)
     evaluate.add_argument("--split", default="test", help="train or test (default: test)")
     evaluate.add_argument("--problems", type=int, help="how many, from the first (default: all)")
     evaluate.add_argument("--samples", type=int, default=1, help="rollouts a problem (default: 1)")
-    evaluate.add_argument("--output", help="file for the results, per problem")
+    evaluate.add_argument("--adapter", help="folder of a trained LoRA adapter")
+    evaluate.add_argument("--output", help="JSON-lines file for the results, per problem")
+    compare = add("compare", "the difference of two results files, paired by problem")
+    compare.add_argument("a", help="file of evaluate --output, or a recorded run")
+    compare.add_argument("b", help="another, on the same problems")
+    check = add("check", "grade a task's gold answers, and wrong ones made from them")
+    check.add_argument("task", help=", ".join(list_tasks()))
+    check.add_argument("--split", default="test", help="train or test (default: test)")
+    check.add_argument("--size", type=int, help="how many problems (default: all)")
+    view = add("view", "write a page that shows the rollouts of a run")
+    view.add_argument("run", help="folder of a run trained with --record-rollouts, or its rollouts.jsonl")
+    view.add_argument("--output", default="rollouts.html", help="the page (default: rollouts.html)")
     merge = add("merge", "merge a trained adapter into its base model: a plain transformers folder")
     merge.add_argument("adapter", help="folder of the adapter, e.g. RUN/policy")
     merge.add_argument("--output", required=True, help="a new folder")
@@ -93,155 +106,14 @@ def _plain(kind: object) -> type:
     return options[0] if options else kind
 
 
-def _policy_config_task(arguments: argparse.Namespace, split: str):
-    """What train and evaluate share: the profile with the command line's changes, then the task, then the policy."""
-    from .config import TrainConfig, load_profile
-    from .experiments import arm_config
-    from .policy import load_policy
-    from .tasks import load_task
-
-    profile = load_profile(arguments.profile)
-    model = arguments.model or profile.model
-    base = profile.train
-    if profile.model == "tiny" and model != "tiny":  # the tiny policy's short turns are for it alone
-        base = replace(base, max_turn_tokens=TrainConfig.max_turn_tokens, max_context=None)
-    names = {field.name for field in fields(TrainConfig)}
-    changes = {key: value for key, value in vars(arguments).items() if key in names and value is not None}
-    config = replace(base, **changes)
-    if arguments.command == "train":
-        config = arm_config(arguments.arm, config)
-    task = load_task(arguments.task or profile.task, split)  # the policy comes last: it takes longest
-    quantize = arguments.quantize or (profile.quantize if model == profile.model else None)
-    rank = arguments.lora_rank or (profile.lora_rank if model == profile.model else None)
-    policy = load_policy(model, quantize, rank, arguments.device or profile.device, seed=config.seed)
-    return policy, config, task
-
-
-def _train(arguments: argparse.Namespace) -> None:
-    from .trainer import Trainer
-
-    policy, config, task = _policy_config_task(arguments, "train")
-    trainer = Trainer(
-        policy,
-        task,
-        config,
-        arguments.output,
-        header={"arm": arguments.arm},
-        checkpoint_every=arguments.checkpoint_every,
-        resume=arguments.resume,
-        trackers=arguments.trackers,
-    )
-    history = trainer.train()
-    last = history[-1]
-    print(
-        f"done: {len(history)} steps, last step: accuracy {last['reward/outcome']:.2f}, mean turn reward "
-        f"{last['reward/turn_mean']:+.3f}, gradient norm {last['grad/norm']:.3g}"
-    )
-    if arguments.output:
-        policy.save(Path(arguments.output) / "policy")
-        print(f"metrics: {Path(arguments.output) / 'metrics.jsonl'}; policy: {Path(arguments.output) / 'policy'}")
-
-
-def _merge(arguments: argparse.Namespace) -> None:
-    from .merge import merge
-
-    print(merge(arguments.adapter, arguments.output, arguments.base))
-
-
-def _evaluate(arguments: argparse.Namespace) -> None:
-    from .evaluate import evaluate
-
-    temperature, arguments.temperature = arguments.temperature, None  # 0, greedy, is for evaluation only
-    policy, config, task = _policy_config_task(arguments, arguments.split)
-    settings = config.sampling(rows=64, temperature=config.temperature if temperature is None else temperature)
-    result = evaluate(policy, task, settings, arguments.samples, arguments.problems, seed=config.seed)
-    interval = result.interval
-    print(
-        f"{task.name} ({arguments.split}), {len(result.problems)} problems x {arguments.samples}: accuracy "
-        f"{interval.estimate:.3f} [{interval.low:.3f}, {interval.high:.3f}], pass@{arguments.samples} "
-        f"{result.pass_at(arguments.samples):.3f}, maj@{arguments.samples} {result.majority:.3f}"
-    )
-    if arguments.output:
-        Path(arguments.output).write_text(json.dumps(result.record(), indent=1) + "\n", encoding="utf-8")
-
-
-def _chosen(arguments: argparse.Namespace, *names: str) -> dict:
-    return {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
-
-
-def _experiment(arguments: argparse.Namespace) -> None:
-    from .experiments import run_arms
-    from .stats import t_interval
-
-    options = _chosen(arguments, "steps", "problems_per_step", "learning_rate", "eval_problems", "regime")
-    if arguments.rates:
-        options["rates"] = json.loads(Path(arguments.rates).read_text(encoding="utf-8"))["best"]
-    seeds = list(range(arguments.seeds))
-    runs = run_arms(arguments.arms, seeds, arguments.output, arguments.profile, arguments.processes, **options)
-    for arm in arguments.arms:
-        ends = [run.footer["sampled"]["accuracy"] for run in runs if run.arm == arm and "sampled" in run.footer]
-        low, high = t_interval(ends)[1:] if len(ends) > 1 else (float("nan"),) * 2
-        if ends:
-            print(f"{arm}: held-out accuracy {sum(ends) / len(ends):.3f} [{low:.3f}, {high:.3f}], {len(ends)} seeds")
-
-
-def _search(arguments: argparse.Namespace) -> None:
-    from .experiments import search_rates
-
-    options = _chosen(arguments, "profile", "processes", "steps", "problems_per_step", "regime")
-    seeds = range(1000, 1000 + arguments.seeds)
-    best = search_rates(arguments.arms, arguments.rates, arguments.output, seeds, **options)
-    print("\n".join(f"{arm}: {rate}" for arm, rate in best.items()))
-
-
-def _plot(arguments: argparse.Namespace) -> None:
-    from .experiments import load_runs
-    from .plots import plot_learning_curves, save_figure
-
-    runs = load_runs(arguments.runs)
-    title = "{policy} policy on {task}: learning to use a Python tool over several turns".format(**runs[0].header)
-    print(save_figure(plot_learning_curves(runs, title), arguments.name, runs, arguments.output))
-
-
-def _report(arguments: argparse.Namespace) -> None:
-    from .plots import readme_figures
-    from .report import write_report
-
-    print(write_report())
-    print("\n".join(map(str, readme_figures())))
-
-
-def _coldstart(arguments: argparse.Namespace) -> None:
-    from .coldstart import cold_start
-    from .policy import TINY_FOLDER
-
-    cold_start(Path(arguments.output or TINY_FOLDER))
-
-
-def _reproduce(arguments: argparse.Namespace) -> None:
-    from .reproduce import reproduce
-
-    for path in reproduce(arguments.output, arguments.notebooks):
-        print(path)
-
-
 def main(words: list[str] | None = None) -> int:
     """Run one command; bad input is one line on stderr and exit status 2, not a traceback."""
+    from . import cli
     from .sandbox import SandboxUnavailable
 
     try:
         arguments = _parser().parse_args(words)
-        {
-            "train": _train,
-            "merge": _merge,
-            "evaluate": _evaluate,
-            "experiment": _experiment,
-            "search": _search,
-            "plot": _plot,
-            "report": _report,
-            "coldstart": _coldstart,
-            "reproduce": _reproduce,
-        }[arguments.command](arguments)
+        getattr(cli, arguments.command)(arguments)
     except (ValueError, OSError, ImportError, RuntimeError, SandboxUnavailable) as error:
         print(f"error: {error}", file=sys.stderr)
         return ERROR

@@ -35,29 +35,53 @@ class Evaluation:
     @property
     def interval(self) -> Interval:
         """The accuracy with its 95 % interval over problems: Wilson's at one sample a problem, else Student's t."""
-        means = [mean(row) for row in self.correct]
-        if len(self.correct[0]) == 1 or len(means) == 1:
-            return wilson_interval(round(sum(means)), len(means))
-        return t_interval(means)
+        return _over_problems([mean(row) for row in self.correct])
 
     def pass_at(self, k: int) -> float:
         """Unbiased estimate that one of k samples is right; k at most the number of samples."""
-        return mean([pass_at_k(len(row), sum(row), k) for row in self.correct])
+        return self.pass_interval(k).estimate
+
+    def pass_interval(self, k: int) -> Interval:
+        """pass@k with its 95 % interval over problems."""
+        return _over_problems([pass_at_k(len(row), sum(row), k) for row in self.correct])
 
     @property
     def majority(self) -> float:
         """maj@k: share of problems whose most frequent answer is right."""
         return mean(self.majority_correct)
 
+    @property
+    def majority_interval(self) -> Interval:
+        """maj@k with its 95 % interval over problems."""
+        return _over_problems([float(right) for right in self.majority_correct])
+
     def record(self) -> dict:
         """As plain data for a recorded run; per problem, so that two evaluations can be paired."""
         return {
             "accuracy": self.accuracy,
             "interval": list(self.interval[1:]),
+            "pass_at": {str(k): list(self.pass_interval(k)) for k in powers_of_two(len(self.correct[0]))},
             "majority": self.majority,
+            "majority_interval": list(self.majority_interval[1:]),
             "per_problem": {key: mean(row) for key, row in zip(self.problems, self.correct, strict=True)},
             "behaviour": self.behaviour,
         }
+
+
+def _over_problems(scores: Sequence[float]) -> Interval:
+    """Mean of one score a problem: Wilson's interval where all are 0 or 1, else Student's t."""
+    if set(scores) <= {0.0, 1.0}:
+        return wilson_interval(round(sum(scores)), len(scores))
+    return t_interval(scores) if len(scores) > 1 else Interval(scores[0], 0.0, 1.0)
+
+
+def powers_of_two(most: int) -> list[int]:
+    """1, 2, 4, ... and ``most`` itself.
+
+    >>> powers_of_two(6)
+    [1, 2, 4, 6]
+    """
+    return [*(k for k in (2**i for i in range(most.bit_length())) if k < most), most]
 
 
 def evaluate(

@@ -73,10 +73,10 @@ class Policy:
             raise ValueError(f"model {self.name!r}: no end-of-sequence token; set tokenizer.eos_token and save it")
         return frozenset(ids)
 
-    def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """Token ids of a chat, up to and including the header of the assistant's turn."""
+    def encode_chat(self, messages: Sequence[dict[str, str]], tools: list[dict] | None = None) -> list[int]:
+        """Token ids of a chat, up to and including the header of the assistant's turn; the template shows ``tools``."""
         return self.tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
+            list(messages), tools=tools, add_generation_prompt=True, tokenize=True, return_dict=False
         )
 
     def encode(self, text: str) -> list[int]:

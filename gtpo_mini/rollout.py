@@ -13,11 +13,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .chat import Chat
 from .policy import Policy
 from .protocol import ToolProtocol
 from .sandbox import Sandbox
 from .scheduler import Scheduler
-from .types import Problem, Trajectory
+from .types import ExecutionResult, Problem, Trajectory
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class RolloutEngine:
         self, policy: Policy, protocol: ToolProtocol, sandbox: Sandbox, settings: SamplingSettings | None = None
     ) -> None:
         self.policy, self.protocol, self.sandbox = policy, protocol, sandbox
+        self.chat = Chat(policy, protocol)
         self.settings = settings or SamplingSettings()
         self.context = min(self.settings.max_context or policy.context_length, policy.context_length)
         pieces = (policy.tokenizer.decode([i]) for i in range(len(policy.tokenizer)))
@@ -69,13 +71,17 @@ class RolloutEngine:
         Raises:
             ValueError: it leaves no room in the context; the message names the problem.
         """
-        ids = self.policy.encode_chat(self.protocol.messages(problem))
+        ids = self.chat.encode_prompt(problem)
         if len(ids) >= self.context:
             raise ValueError(
                 f"problem {problem.id!r}: its prompt takes {len(ids)} tokens, but the context holds {self.context}; "
                 "shorten the question, drop the row, or use a model (or --max-context) with more room"
             )
         return ids
+
+    def encode_result(self, result: ExecutionResult) -> list[int]:
+        """Token ids that carry a tool's result back to the policy."""
+        return self.chat.encode_result(result)
 
     def generate(self, problems: Sequence[Problem], group_size: int = 1, seed: int = 0) -> list[Trajectory]:
         """Sample ``group_size`` rollouts of each problem.

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 _BEAT = 4  # results enter at every 4th step, at the earliest 2 after the call: so that one pass reads several
 _FULL = 0.8  # when fewer than this share of the rows is in use, they move together
 _TOOL_TOKENS = 2100  # a tool result has at most 2,000 characters and its frame
-_UNREADABLE = ExecutionResult(ok=False, error="The code block was not closed with ```, so nothing was run.")
 
 
 class Scheduler:
@@ -29,6 +28,7 @@ class Scheduler:
 
     def __init__(self, engine: RolloutEngine, problems: Sequence[Problem], group_size: int, seed: int) -> None:
         self.policy, self.protocol, self.sandbox = engine.policy, engine.protocol, engine.sandbox
+        self.encode_result = engine.encode_result
         self.settings, self.stop_tokens, self.seed = engine.settings, engine.stop_tokens, seed
         self.rollouts: list[Ongoing] = []
         for group, problem in enumerate(problems):
@@ -163,7 +163,10 @@ class Scheduler:
             rollout.pending = self.pool.submit(self._run_tool, rollout, rollout.turn.code)
         elif rollout.turn.malformed:
             rollout.pending = Future()
-            rollout.pending.set_result(_UNREADABLE)
+            complaint = (
+                self.protocol.read(rollout.turn.text).complaint or "The call could not be read; nothing was run."
+            )
+            rollout.pending.set_result(ExecutionResult(ok=False, error=complaint))
         else:
             rollout.answer = self.protocol.read(rollout.turn.text).answer
             reason = StopReason.NO_ANSWER if rollout.answer is None else StopReason.ANSWER
@@ -180,7 +183,7 @@ class Scheduler:
         result = rollout.pending.result()
         rollout.pending = None
         turn = replace(rollout.turn, result=result)
-        tool_ids = self.policy.encode(self.protocol.tool_text(result))
+        tool_ids = self.encode_result(result)
         if len(rollout.turns) + 1 >= self.settings.max_turns:
             self._stop(rollout, StopReason.MAX_TURNS, turn)
         elif len(rollout.ids) + len(tool_ids) >= self.context:

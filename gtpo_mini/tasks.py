@@ -1,57 +1,18 @@
-"""Problems and graders: the offline task, GSM8K, reasoning-gym's generators and the user's own JSON lines."""
+"""Problems with a grader: the offline task, data sets of the hub, reasoning-gym's generators, your own JSON lines."""
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from functools import partial
 from pathlib import Path
 
 from .branching import draw_problems
+from .generators import generated_problems, grade_generated
+from .grading import as_number, same_answer
+from .records import SOURCES, load_json_lines, load_source
 from .types import Problem
-
-_LONGEST_ANSWER = 200  # characters; longer ones are wrong without being parsed
-
-
-def same_answer(gold: str, answer: str) -> bool:
-    """True if both are the same number or expression. Never raises: a strange answer is a wrong one.
-
-    Args:
-        gold: the reference answer.
-        answer: what the policy wrote; more than 200 characters are wrong.
-
-    >>> same_answer("1430", "1,430.0"), same_answer("3/4", "0.75"), same_answer("42", "43")
-    (True, True, False)
-    """
-    gold, answer = gold.strip(), answer.strip()
-    if len(answer) > _LONGEST_ANSWER or not answer:
-        return False
-    left, right = _number(gold), _number(answer)
-    if left is not None and right is not None:
-        return left == right
-    if gold == answer:
-        return True
-    # A power tower would compute for minutes; a gold answer of this kind does not occur.
-    if answer.count("^") + answer.count("**") > 1 or "!" in answer:
-        return False
-    try:
-        from math_verify import parse, verify
-
-        return bool(verify(parse(f"${gold}$"), parse(f"${answer}$")))
-    except Exception:
-        return False
-
-
-def _number(text: str) -> Decimal | None:
-    text = text.replace(",", "").replace("$", "").strip().rstrip("%").rstrip(".")
-    try:
-        number = Decimal(text)
-    except InvalidOperation:
-        return None
-    return number if number.is_finite() else None
 
 
 @dataclass(frozen=True)
@@ -77,96 +38,73 @@ class Task:
         return answer is not None and bool(self.grader(problem, answer))
 
 
+@dataclass(frozen=True)
+class TaskCheck:
+    """What `check_task` found; ids of problems."""
+
+    checked: int
+    no_gold: tuple[str, ...]  #: the task knows no right answer, so nothing can be checked
+    gold_fails: tuple[str, ...]  #: the gold answer is graded as wrong
+    wrong_passes: tuple[tuple[str, str], ...]  #: (id, answer): a mutated answer is graded as right
+
+    @property
+    def ok(self) -> bool:
+        """True if each gold answer was right and each mutated one wrong, and every problem had one."""
+        return not (self.no_gold or self.gold_fails or self.wrong_passes)
+
+
+def check_task(task: Task) -> TaskCheck:
+    """Grade each problem's gold answer, which must be right, and mutated ones, which must be wrong.
+
+    A number is mutated into its successor, ten times itself plus seven, and its negative minus one; other text into its
+    first half, and into words that answer nothing. An empty answer is tried too.
+
+    >>> check_task(Task("mine", (Problem("1", "2 + 2?", "4"), Problem("2", "True?", "True")))).ok
+    True
+    >>> check_task(Task("lenient", (Problem("1", "2 + 2?", "4"),), lambda problem, answer: True)).wrong_passes[0]
+    ('1', '5')
+    """
+    no_gold, gold_fails, wrong_passes = [], [], []
+    for problem in task.problems:
+        if not problem.answer:
+            no_gold.append(problem.id)
+            continue
+        if not task.grade(problem, problem.answer):
+            gold_fails.append(problem.id)
+        wrong_passes += [(problem.id, wrong) for wrong in _mutated(problem.answer) if task.grade(problem, wrong)]
+    return TaskCheck(len(task.problems), tuple(no_gold), tuple(gold_fails), tuple(wrong_passes))
+
+
+def _mutated(gold: str) -> list[str]:
+    number = as_number(gold)
+    if number is None:
+        return [gold[: len(gold) // 2], "no idea", ""]
+    return [f"{number + 1:f}", f"{10 * number + 7:f}", f"{-number - 1:f}", ""]
+
+
 def _branching(split: str, size: int = 2048, seed: int = 0, steps: int = 3, ask: str = "count") -> Task:
     return Task("branching", draw_problems(size, split, seed, steps, ask), split=split)
 
 
-def _gsm8k(split: str, size: int | None = None) -> Task:
-    folder = os.environ.get("GTPO_DATA_DIR")
-    if folder:
-        path = Path(folder) / "gsm8k" / f"{split}.jsonl"
-        if not path.is_file():
-            raise ValueError(f"GTPO_DATA_DIR={folder}: no file gsm8k/{split}.jsonl there; unset it to use the hub")
-        rows = _read_json_lines(path)
-    else:
-        import datasets
-
-        try:
-            rows = list(enumerate(datasets.load_dataset("openai/gsm8k", "main", split=split), 1))
-        except Exception as error:
-            raise ValueError(
-                f"task 'gsm8k': the hub could not be read ({type(error).__name__}); set GTPO_DATA_DIR to a folder "
-                f"that holds gsm8k/{split}.jsonl"
-            ) from error
-    problems = _problems("gsm8k", rows[:size], lambda answer: answer.rsplit("####", 1)[-1].strip())
-    return Task("gsm8k", problems, split=split)
+def _from_source(name: str, split: str, size: int | None = None) -> Task:
+    return Task(name, load_source(name, split, size), split=split)
 
 
 def _json_lines(path: str, split: str, size: int | None = None) -> Task:
     if not Path(path).is_file():
         raise ValueError(f"task 'jsonl:{path}': no such file")
-    return Task(f"jsonl:{path}", _problems(path, _read_json_lines(Path(path))[:size]), split=split)
+    return Task(f"jsonl:{path}", load_json_lines(Path(path))[:size], split=split)
 
 
 def _reasoning_gym(generator: str, split: str, size: int = 512, seed: int = 0) -> Task:
-    try:
-        import reasoning_gym
-    except ImportError as error:
-        raise ValueError(
-            f"task 'reasoning_gym:{generator}' needs the package reasoning-gym: pip install 'gtpo-mini[tasks]'"
-        ) from error
-    # Seeds of train and test are far apart; a question that the test draw holds is dropped from train.
-    try:
-        rows = list(reasoning_gym.create_dataset(generator, size=size, seed=seed + 10**6 * (split == "test")))
-    except ValueError as error:
-        known = ", ".join(sorted(reasoning_gym.factory.DATASETS))
-        raise ValueError(f"task 'reasoning_gym:{generator}': unknown generator; known: {known}") from error
-    problems = _problems(generator, list(enumerate(rows, 1)))
-    return Task(f"reasoning_gym:{generator}", problems, split=split)
+    problems = generated_problems(generator, split, size, seed)
+    return Task(f"reasoning_gym:{generator}", problems, partial(grade_generated, generator), split)
 
 
-def _read_json_lines(path: Path) -> list[tuple[int, dict]]:
-    rows, broken = [], []
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            rows.append((number, json.loads(line.decode("utf-8"))))
-        except (ValueError, RecursionError):
-            broken.append(number)
-    if broken:
-        raise ValueError(f"{path}: not a JSON object in UTF-8 on line {_some(broken)}; mend or remove these lines")
-    return rows
-
-
-def _problems(
-    source: str, rows: Sequence[tuple[int, dict]], clean: Callable[[str], str] = str.strip
-) -> tuple[Problem, ...]:
-    problems, bad = [], []
-    for number, row in rows:
-        question, answer = (row.get("question"), row.get("answer")) if isinstance(row, dict) else (None, None)
-        if isinstance(answer, int | float) and not isinstance(answer, bool):
-            answer = repr(answer)
-        if not (isinstance(question, str) and question.strip() and isinstance(answer, str) and clean(answer)):
-            bad.append(number)
-            continue
-        problems.append(Problem(str(row.get("id", f"{number}")), question.strip(), clean(answer)))
-    if bad:
-        raise ValueError(
-            f"{source}: no usable 'question' and 'answer' on line {_some(bad)}; each line must be an object with both "
-            "(text, or a number as answer)"
-        )
-    ids = [problem.id for problem in problems]
-    if twice := sorted({i for i in ids if ids.count(i) > 1}) if len(set(ids)) < len(ids) else []:
-        raise ValueError(f"{source}: the same 'id' on several lines: {_some(twice)}; ids must be unique (or left out)")
-    return tuple(problems)
-
-
-def _some(items: Sequence) -> str:
-    return ", ".join(map(str, items[:8])) + (f" and {len(items) - 8} more" if len(items) > 8 else "")
-
-
-_TASKS: dict[str, Callable[..., Task]] = {"branching": _branching, "gsm8k": _gsm8k}
+_TASKS: dict[str, Callable[..., Task]] = {
+    "branching": _branching,
+    **{name: partial(_from_source, name) for name in SOURCES},
+}
 _FAMILIES: dict[str, Callable[..., Task]] = {"jsonl": _json_lines, "reasoning_gym": _reasoning_gym}
 
 
@@ -174,7 +112,7 @@ def list_tasks() -> list[str]:
     """The names that `load_task` knows.
 
     >>> list_tasks()
-    ['branching', 'gsm8k', 'jsonl:PATH', 'reasoning_gym:GENERATOR']
+    ['branching', 'gsm8k', 'svamp', 'math500', 'aime', 'jsonl:PATH', 'reasoning_gym:GENERATOR']
     """
     return [*_TASKS, "jsonl:PATH", "reasoning_gym:GENERATOR"]
 

@@ -25,6 +25,7 @@ from .sandbox import Sandbox
 from .scoring import score
 from .tasks import Task
 from .trackers import Trackers
+from .transcript import record_rollouts
 from .types import Problem, Trajectory
 from .update import TrainingStopped, Update, within_memory
 
@@ -47,6 +48,7 @@ class Trainer:
         resume: go on with the run in ``output``, from its newest checkpoint that is whole and its own, or begin one if
             there is none. On a CPU what follows is to the bit what it would have been without the stop.
         trackers: names that accelerate knows ("tensorboard", "wandb"): where metrics are sent to as well.
+        record_rollouts: write each step's rollouts to ``rollouts.jsonl`` in ``output``, for `rollouts_page`.
 
     Raises:
         ValueError: the output folder already holds a run, and ``resume`` is not set; a tracker that is not installed.
@@ -64,11 +66,13 @@ class Trainer:
         checkpoint_every: int | None = 10,
         resume: bool = False,
         trackers: Sequence[str] = (),
+        record_rollouts: bool = False,
     ) -> None:
         self.policy, self.task, self.config = policy, task, config or TrainConfig()
         self.protocol, self.sandbox, self.header = protocol or load_protocol(), sandbox, header or {}
         self.journal = Journal(output, checkpoint_every, resume)
         self.trackers = Trackers(trackers, self.journal.folder)
+        self.transcripts = self.journal.folder / "rollouts.jsonl" if record_rollouts and self.journal.folder else None
         self.history: list[dict[str, float]] = []
         self.last: tuple[list[Trajectory], list[list[float]], list[list[float]]] = ([], [], [])  #: of the last step
         if self.config.kl_coefficient:
@@ -147,6 +151,10 @@ class Trainer:
             not any(map(any, advantages[i : i + config.group_size])) for i in range(0, len(rollouts), config.group_size)
         ]
         self.last = (rollouts, rewards, advantages)
+        if self.transcripts is not None:
+            gamma = config.gamma if config.method == "gtpo" else None
+            graded = (rollouts, correct, rewards, advantages)
+            record_rollouts(self.transcripts, step, *graded, self.policy, config.group_size, gamma)
         metrics = {
             "step": step,
             **describe_rollouts(rollouts, correct),

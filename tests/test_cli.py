@@ -39,6 +39,9 @@ def test_an_own_model_learns_from_own_problems(model_folder, own_task, tmp_path,
         assert load_policy(output / "policy", device="cpu").context_length == 4096
     else:
         assert (output / "policy" / "adapter_model.safetensors").is_file()
+        known = ["--task", own_task, "--max-turn-tokens", "8"]
+        assert main(["evaluate", "--model", str(output / "policy"), *known]) == 0
+        assert main(["evaluate", "--model", str(model_folder), "--adapter", str(output / "policy"), *known]) == 0
 
 
 def test_evaluate_writes_results_per_problem(own_task, tmp_path, capsys):
@@ -46,7 +49,10 @@ def test_evaluate_writes_results_per_problem(own_task, tmp_path, capsys):
     words = ["evaluate", "--task", own_task, "--samples", "2", "--output", str(output), "--max-turn-tokens", "16"]
     assert main(words) == 0
     assert "pass@2" in capsys.readouterr().out
-    assert len(json.loads(output.read_text())["per_problem"]) == 4
+    header, *problems = [json.loads(line) for line in output.read_text().splitlines()]
+    assert header["samples"] == 2 and [len(line["correct"]) for line in problems] == [2] * 4
+    assert main(["compare", str(output), str(output)]) == 0
+    assert "b - a: +0.000" in capsys.readouterr().out
     assert main(["evaluate", "--task", own_task, "--temperature", "0", "--problems", "2"]) == 0
 
 

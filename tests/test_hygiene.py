@@ -20,13 +20,13 @@ MAX_LINES = 260
 # The way of the data: a module imports only from those before it. A new module gets its place here.
 ORDER = (
     *("checks", "stats", "runs"),  # plain helpers, of use anywhere
-    *("types", "sandbox", "branching", "tasks", "protocol"),
-    *("attention", "policy"),
+    *("types", "sandbox", "branching", "grading", "records", "generators", "tasks", "protocol"),
+    *("attention", "policy", "adapters", "chat"),
     *("cache", "reader", "ongoing", "scheduler", "rollout"),
     *("rewards", "similarity", "shaping", "advantages", "packing", "loss"),
     *("config", "arms", "scoring", "metrics"),  # settings of the parts before them, and what a trainer measures
     *("record", "checkpoint", "update", "journal", "interrupt", "trackers"),  # what a long run survives by
-    *("coldstart", "regimes", "trainer", "merge", "evaluate", "experiments", "report"),
+    *("transcript", "coldstart", "regimes", "trainer", "merge", "evaluate", "results", "experiments", "report"),
     *("plots", "display", "reproduce", "cli"),
     *("__init__", "__main__"),
 )

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,6 +32,43 @@ def test_read(text, code, malformed, answer):
     parsed = PROTOCOL.read(text)
     assert (parsed.code, parsed.malformed, parsed.answer) == (code, malformed, answer)
     assert PROTOCOL.is_complete(text) == (code is not None)
+
+
+def call(code: str = "print(1)", **changes) -> str:
+    return f"<tool_call>\n{json.dumps({'name': 'python', 'arguments': {'code': code}, **changes})}\n</tool_call>"
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "complaint", "answer"),
+    [
+        (call(), "print(1)", "", None),
+        (f"I compute.\n{call('x = 1')}\n{call('print(x)')}", "x = 1\nprint(x)", "", None),
+        (call(arguments=json.dumps({"code": "print(1)"})), "print(1)", "", None),
+        (f"<think>maybe {call()}</think>It is \\boxed{{3}}", None, "", "3"),
+        ("It is \\boxed{3}", None, "", "3"),
+        ("It is 3", None, "", None),
+        ("<tool_call>\n{", None, "not closed", None),
+        (call() + "<tool_call>", None, "not closed", None),
+        ("<tool_call>{}</tool_call>", None, "must be", None),
+        ("<tool_call>print(1)</tool_call>", None, "must be", None),
+        ("<tool_call>" + "[" * 100000 + "</tool_call>", None, "must be", None),
+        ("<tool_call>[1]</tool_call>", None, "must be", None),
+        (call(name="search"), None, "must be", None),
+        (call(arguments={"code": 7}), None, "must be", None),
+        (call(arguments="print(1)"), None, "must be", None),
+        (call(arguments=None), None, "must be", None),
+    ],
+)
+def test_hermes_reads_calls_and_says_what_is_wrong(text, code, complaint, answer):
+    parsed = load_protocol("hermes").read(text)
+    assert (parsed.code, parsed.malformed, parsed.answer) == (code, bool(complaint), answer)
+    assert complaint in parsed.complaint
+
+
+@given(st.lists(st.sampled_from(["<tool_call>", "</tool_call>", "{", '"name"', call(), "</think>", "\\boxed{1}"])))
+def test_any_text_can_be_read_by_hermes(pieces):
+    parsed = load_protocol("hermes").read("".join(pieces))
+    assert (parsed.code is not None) + parsed.malformed + (parsed.answer is not None) <= 1
 
 
 @given(st.text(alphabet="`python\n {}\\boxed1"))

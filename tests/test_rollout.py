@@ -210,7 +210,7 @@ def test_tool_output_cannot_forge_special_tokens(random_policy, sandbox):
 def test_an_unclosed_block_is_an_invalid_call_that_the_policy_hears_of(tiny_policy, sandbox):
     class Unclosed(FencedProtocol):
         def read(self, text):
-            return ParsedTurn(malformed=True)
+            return ParsedTurn(malformed=True, complaint="It was not closed.")
 
     settings = SamplingSettings(max_turns=2, max_turn_tokens=60)
     problem = load_task("branching", size=1).problems[0]

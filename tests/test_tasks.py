@@ -3,11 +3,13 @@ from __future__ import annotations
 import json
 import random
 import re
+import time
 
 import pytest
 
 from gtpo_mini.branching import TraceNoise, draw_problems, write_trace
-from gtpo_mini.tasks import Task, load_task, same_answer
+from gtpo_mini.grading import same_answer
+from gtpo_mini.tasks import Task, check_task, load_task
 from gtpo_mini.types import Problem
 
 
@@ -118,7 +120,10 @@ def test_json_lines_take_numbers_ids_and_blank_lines(tmp_path):
         (["{not json"], "line 1"),
         (["[" * 100000], "line 1"),
         ([], "holds no problem"),
-        ([{"id": 1, "question": "a", "answer": "1"}, {"id": 1, "question": "b", "answer": "1"}], "unique"),
+        (
+            [{"id": 1, "question": "a", "answer": "1"}, {"id": 1, "question": "b", "answer": "1"}],
+            "line 2 .*stands on line 1",
+        ),
     ],
 )
 def test_bad_rows_are_named_by_line(tmp_path, rows, message):
@@ -170,3 +175,48 @@ def test_reasoning_gym_gives_gradable_problems():
 def test_an_own_task_needs_a_list_and_perhaps_a_grader():
     task = Task("mine", (Problem("1", "q", "yes"),), grader=lambda problem, answer: answer.lower() == problem.answer)
     assert task.grade(task.problems[0], "YES")
+
+
+@pytest.mark.parametrize("name", ["gcd", "coin_flip", "countdown", "graph_color", "n_queens", "game_of_life_halting"])
+def test_generators_grade_gold_answers_right_and_others_wrong(name):
+    assert check_task(load_task(f"reasoning_gym:{name}", size=4)).ok
+
+
+@pytest.mark.parametrize("name", ["countdown", "puzzle24", "string_insertion", "spiral_matrix", "simple_integration"])
+def test_an_answer_is_never_run_as_code(name, tmp_path):
+    task, file = load_task(f"reasoning_gym:{name}", size=1), tmp_path / "ran"
+    for text in (f"__import__('pathlib').Path({str(file)!r}).touch()", f"[open({str(file)!r}, 'w')]", "9" * 10**5):
+        assert not task.grade(task.problems[0], text)
+    assert not file.exists()
+
+
+@pytest.mark.parametrize(
+    "answer", ["9^{9^{9^{9}}}", "(" * 90 + "1" + ")" * 90, "9" * 10**5, "\\binom{99999999}{9999999}"]
+)
+def test_a_hostile_answer_is_wrong_in_seconds(answer):
+    begin = time.process_time()
+    assert not same_answer("42", answer)
+    assert time.process_time() - begin < 5 and same_answer("x + 1", "1 + x")  # the grader is there again
+
+
+def test_every_fault_of_a_file_is_named_in_one_message(tmp_path):
+    path = tmp_path / "bad.jsonl"
+    good = b'{"id": 1, "question": "a", "answer": "1"}\r\n'
+    path.write_bytes(
+        b"\xef\xbb\xbf" + good + good + b'{"question": "b"}\n{"question": "\xff"}\n{"question": "", "answer": 2}\n'
+    )
+    with pytest.raises(ValueError, match=r"4 lines.*line 2 .*line 3 .*line 4 .*line 5 "):
+        load_task(f"jsonl:{path}")
+
+
+def test_svamp_and_math_read_the_hub_s_columns(tmp_path, monkeypatch):
+    monkeypatch.setenv("GTPO_DATA_DIR", str(tmp_path))
+    (tmp_path / "svamp").mkdir()
+    (tmp_path / "math500").mkdir()
+    write(tmp_path / "svamp" / "test.jsonl", {"ID": "c1", "Body": "Two.", "Question": "How many?", "Answer": 2.0})
+    write(tmp_path / "math500" / "test.jsonl", {"unique_id": "m", "problem": "?", "answer": "\\frac{1}{2}"})
+    (problem,) = load_task("svamp", "test").problems
+    assert (problem.id, problem.question) == ("c1", "Two. How many?") and check_task(load_task("svamp", "test")).ok
+    assert check_task(load_task("math500", "test")).ok
+    with pytest.raises(ValueError, match="only the split test"):
+        load_task("math500", "train")

@@ -1,0 +1,49 @@
+"""A policy with a trained LoRA adapter, for evaluation: `load_policy` makes new adapters, this reads saved ones."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from peft import PeftModel
+
+from .policy import Policy, load_policy
+
+
+def load_policy_with_adapter(
+    model: str | os.PathLike | None,
+    adapter: str | os.PathLike | None = None,
+    quantize: str | None = None,
+    device: str | None = None,
+    seed: int = 0,
+) -> Policy:
+    """Load a base model, and put an adapter on it if there is one.
+
+    Args:
+        model: as in `load_policy`; a folder that holds an adapter stands for it and its base model; None takes the
+            adapter's base model.
+        adapter: folder that `Policy.save` or peft wrote.
+        quantize, device, seed: as in `load_policy`.
+
+    Raises:
+        ValueError: no adapter there; its base model cannot be loaded, or is not the one it was trained on.
+    """
+    if adapter is None and model is not None and (Path(model) / "adapter_config.json").is_file():
+        model, adapter = None, model
+    if adapter is None:
+        return load_policy(model or "tiny", quantize, device=device, seed=seed)
+    path = Path(adapter) / "adapter_config.json"
+    try:
+        base = model or json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"adapter {str(adapter)!r}: no readable adapter_config.json there") from error
+    # Without an adapter of its own: load_policy would add one to a quantised base.
+    policy = load_policy(base, quantize, device=device, seed=seed)
+    plain = policy.model.unload() if policy.is_lora else policy.model
+    try:
+        trained = PeftModel.from_pretrained(plain, str(adapter)).eval()
+    except Exception as error:  # wrong shapes, missing files, other kinds of adapter
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"adapter {str(adapter)!r} does not fit the model {str(base)!r} ({reason})") from error
+    return Policy(trained, policy.tokenizer, f"{policy.name} + {Path(adapter).name}")

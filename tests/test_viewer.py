@@ -1,0 +1,55 @@
+"""The page of a run's rollouts, in a real browser where there is one."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from gtpo_mini.display import load_rollouts, rollouts_page
+from gtpo_mini.transcript import record_rollouts
+from gtpo_mini.types import ExecutionResult, Turn
+
+EVIL = "</pre></details><script>document.title='broken'</script><img src=x onerror=\"document.title='broken'\">\ud800\0"
+
+
+@pytest.fixture
+def rollouts(tmp_path, make_trajectory, tiny_policy):
+    call = Turn("x", code="print(1)", result=ExecutionResult(ok=False, stdout=EVIL, error=EVIL))
+    ids = tiny_policy.encode(EVIL)
+    group = [make_trajectory((ids, ids, call), (ids, [], call), answer=EVIL), make_trajectory((ids, [], Turn("x")))]
+    numbers = [[[-0.1, 1.0], [0.0]], [[0.5, 1.5], [-1.0]]]
+    for step in (0, 1):
+        record_rollouts(tmp_path / "r.jsonl", step, group, [step == 0, False], *numbers, tiny_policy, 2, 0.9)
+    return load_rollouts(tmp_path / "r.jsonl")
+
+
+def test_rollouts_come_back_and_half_a_line_is_left_out(rollouts, tmp_path):
+    assert [(r["step"], r["number"]) for r in rollouts] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert [turn["return"] for turn in rollouts[0]["turns"]] == [0.8, 1.0]
+    with (tmp_path / "r.jsonl").open("a") as file:
+        file.write('{"step": 2')
+    assert load_rollouts(tmp_path / "r.jsonl") == rollouts
+    with pytest.raises(ValueError, match="record-rollouts"):
+        load_rollouts(tmp_path / "none.jsonl")
+
+
+def test_the_page_escapes_everything_and_loads_nothing(rollouts):
+    page = rollouts_page(rollouts, EVIL)
+    assert page.count("<script") == 1 and "<img" not in page and not re.search(r"https?://", page)
+    page.encode("utf-8")
+
+
+def test_a_browser_shows_all_rollouts_and_runs_no_other_script(rollouts, tmp_path):
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no chromium here")
+    page = tmp_path / "page.html"
+    # The order that a reader would choose, chosen before the script runs.
+    page.write_text(rollouts_page(rollouts, "fine").replace("<option value=spread>", "<option value=spread selected>"))
+    words = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", "--dump-dom"]
+    shown = subprocess.run([*words, page.as_uri()], capture_output=True, text=True, timeout=120).stdout
+    assert "<title>fine</title>" in shown and "4 of 4 rollouts" in shown
+    assert re.findall(r'data-step="(\d)"', shown) == ["0", "0", "1", "1"]
