@@ -101,6 +101,15 @@ class Policy:
         """What the optimiser changes: all weights, or the adapter's."""
         return [p for p in self.model.parameters() if p.requires_grad]
 
+    def make_optimizer(self, learning_rate: float) -> torch.optim.Optimizer:
+        """AdamW without weight decay; on a 4-bit base bitsandbytes' 8-bit form, whose moments a GPU can page out."""
+        kind = torch.optim.AdamW
+        if getattr(self._plain, "is_loaded_in_4bit", False):
+            from bitsandbytes import optim
+
+            kind = optim.PagedAdamW8bit if self.device.type == "cuda" else optim.AdamW8bit
+        return kind(self.trainable_parameters(), lr=learning_rate, weight_decay=0.0)
+
     def checkpoint_gradients(self) -> None:
         """Keep only each layer's input in a training pass, and compute the layer again in the backward pass."""
         self._plain.activation_checkpointing_enable({"use_reentrant": False})

@@ -11,7 +11,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from tqdm.auto import tqdm
 
 from .config import TrainConfig
@@ -79,9 +78,7 @@ class Trainer:
             policy.keep_reference()
         if self.config.gradient_checkpointing:
             policy.checkpoint_gradients()
-        self.optimizer = torch.optim.AdamW(
-            policy.trainable_parameters(), lr=self.config.learning_rate, weight_decay=0.0
-        )
+        self.optimizer = policy.make_optimizer(self.config.learning_rate)
         self._update = Update(policy, self.config, self.optimizer)
         self._interrupts = Interrupts()
         self._settled = True  # the weights are those after the last step in `history`

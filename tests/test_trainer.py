@@ -113,6 +113,16 @@ def test_a_random_model_in_nf4_takes_steps_and_is_told_that_nothing_is_taught(mo
     assert any("teaches nothing" in str(w.message) for w in caught)
 
 
+def test_qlora_trains_with_8_bit_moments_and_an_untouched_base(sandbox):
+    policy = load_policy("tiny", quantize="nf4", lora_rank=8, device="cpu")
+    before = {name: weight.detach().clone() for name, weight in policy.model.named_parameters()}
+    trainer = run(replace(SMALL, steps=2, problems_per_step=8), policy, sandbox=sandbox)
+    assert type(trainer.optimizer).__name__ == "AdamW8bit"
+    changed = {name for name, weight in policy.model.named_parameters() if not torch.equal(weight, before[name])}
+    assert changed and all("lora" in name for name in changed)
+    assert all(math.isfinite(m["grad/norm"]) and m["loss/sampler_mismatch"] < 1e-4 for m in trainer.history)
+
+
 def test_a_step_that_teaches_does_not_warn(sandbox):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
