@@ -64,7 +64,7 @@ def differences(
         kind: "sampled" or "greedy".
 
     Raises:
-        ValueError: fewer than two common seeds; evaluations on different problems.
+        ValueError: fewer than two common seeds; evaluations of which none is a part of all others.
     """
     found = []
     theirs = {run.seed: run for run in runs if run.arm == base}
@@ -72,11 +72,12 @@ def differences(
         pairs = [(run, theirs[run.seed]) for run in runs if run.arm == arm and run.seed in theirs]
         if len(pairs) < 2:
             raise ValueError(f"{arm} against {base}: {len(pairs)} common seeds; at least two are needed")
-        gaps = [mine.footer[kind]["accuracy"] - other.footer[kind]["accuracy"] for mine, other in pairs]
+        scores = _scores(pairs, kind)
+        gaps = [mean(mine) - mean(other) for mine, other in scores]
         spread = stdev(gaps)
         found.append(
             Difference(
-                *(arm, base, len(pairs), t_interval(gaps), _over_problems(pairs, kind)),
+                *(arm, base, len(pairs), t_interval(gaps), _over_problems(scores)),
                 # One number a pair: the paired formula, whatever the pairs are.
                 detectable=minimum_detectable_effect(len(gaps), sd=spread, over="problems") if spread else math.nan,
                 p=float(ttest_1samp(gaps, 0.0).pvalue) if spread else 1.0,
@@ -87,12 +88,17 @@ def differences(
     return [replace(difference, p_holm=p) for difference, p in zip(found, corrected, strict=True)]
 
 
-def _over_problems(pairs: Sequence[tuple[Run, Run]], kind: str) -> Interval:
-    scores = [[run.footer[kind]["per_problem"] for run in pair] for pair in pairs]
-    problems = list(scores[0][0])
-    if any(list(score) != problems for pair in scores for score in pair):
+def _scores(pairs: Sequence[tuple[Run, Run]], kind: str) -> list[tuple[list[float], list[float]]]:
+    """Each pair's scores on the problems that all of these runs were evaluated on, in one order."""
+    found = [[run.footer[kind]["per_problem"] for run in pair] for pair in pairs]
+    least = min((score for pair in found for score in pair), key=len)
+    if any(problem not in score for pair in found for score in pair for problem in least):
         raise ValueError("the runs were evaluated on different problems; only equal ones can be paired")
-    sides = [[mean([pair[side][p] for pair in scores]) for p in problems] for side in (0, 1)]
+    return [tuple([score[problem] for problem in least] for score in pair) for pair in found]
+
+
+def _over_problems(scores: Sequence[tuple[list[float], list[float]]]) -> Interval:
+    sides = [[mean(column) for column in zip(*side, strict=True)] for side in zip(*scores, strict=True)]
     with warnings.catch_warnings():  # equal everywhere: the seeds' interval says what there is to say
         warnings.simplefilter("ignore", RuntimeWarning)
         return paired_bootstrap(*sides)

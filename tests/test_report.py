@@ -57,7 +57,13 @@ def test_differences_by_hand(runs):
 def test_pairs_need_common_seeds_and_the_same_problems(runs):
     with pytest.raises(ValueError, match=r"gtpo against grpo: 1 common seeds"):
         differences([run for run in runs if run.seed == 0], ["gtpo"])
-    del runs[-1].footer["sampled"]["per_problem"]["7"]
+    part = {key: value for key, value in runs[-1].footer["sampled"]["per_problem"].items() if int(key) < 100}
+    runs[-1].footer["sampled"]["per_problem"] = dict(part)
+    hundred = [run.footer["sampled"]["per_problem"] for run in runs if run.arm in ("grpo", "gtpo")]
+    first, last = ([fmean(list(s.values())[:100]) for s in half] for half in (hundred[:5], hundred[5:]))
+    (d,) = differences(runs, ["gtpo"])  # on the problems that all have
+    assert d.over_seeds.estimate == pytest.approx(fmean(last) - fmean(first))
+    runs[-1].footer["sampled"]["per_problem"]["another"] = 1.0
     with pytest.raises(ValueError, match="different problems"):
         differences(runs, ["gtpo"])
 
@@ -109,5 +115,6 @@ def test_the_recorded_set_is_as_large_as_the_readme_says():
     main = load_cells()["(shipped)"]
     assert {run.seed for run in main if run.arm == "grpo"} == {run.seed for run in main if run.arm == "gtpo"}
     assert len({run.seed for run in main}) >= 10
-    assert all(len(run.footer[kind]["per_problem"]) >= 1000 for run in runs for kind in ("sampled", "greedy"))
+    assert all(len(run.footer[kind]["per_problem"]) >= 1000 for run in main for kind in ("sampled", "greedy"))
+    assert all(len(run.footer["sampled"]["per_problem"]) >= 400 for run in runs)
     assert all(not run.header["commit"].endswith("+") for run in runs), "made from files that were not committed"
