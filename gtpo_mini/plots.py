@@ -82,7 +82,8 @@ def plot_learning_curves(runs: Sequence[Run], title: str, note: str = "") -> Fig
         plot_metric(axes, runs, key)
     panels[0].legend(frameon=False)
     config = runs[0].header["config"]
-    seeds = len({run.seed for run in runs})
+    counts = sorted({sum(run.arm == arm for run in runs) for arm in {run.arm for run in runs}})
+    seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
     caption = (
         f"{seeds} seeds an arm (thin lines); bold: mean of a 5-step moving average; band: 95 % t-interval over "
         f"seeds. {config['problems_per_step']} problems x {config['group_size']} rollouts a step. {note}"
