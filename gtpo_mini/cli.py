@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from .config import TrainConfig, load_profile
 from .display import load_rollouts, rollouts_page
 from .evaluate import evaluate as run_evaluation
 from .evaluate import powers_of_two
-from .experiments import arm_config, run_arms, search_rates
+from .experiments import arm_config, read_rates, run_arms, search_rates
 from .merge import merge as merge_adapter
 from .metrics import run_header
 from .plots import plot_learning_curves, readme_figures, save_figure
@@ -22,7 +21,7 @@ from .protocol import load_protocol
 from .report import write_report
 from .reproduce import reproduce as run_notebooks
 from .results import compare as compare_files
-from .results import write_results
+from .results import require_writable, write_results
 from .runs import load_runs
 from .stats import t_interval
 from .tasks import check_task, load_task
@@ -46,7 +45,8 @@ def _policy_config_task(arguments: argparse.Namespace, split: str):
         config = arm_config(arguments.arm, config)
     task = load_task(arguments.task or profile.task, split)  # the policy comes last: it takes longest
     quantize = arguments.quantize or (profile.quantize if model == profile.model else None)
-    rank = arguments.lora_rank or (profile.lora_rank if model == profile.model else None)
+    rank = profile.lora_rank if model == profile.model else None
+    rank = rank if arguments.lora_rank is None else arguments.lora_rank  # 0 is an error, not the default
     device = arguments.device or profile.device
     if arguments.command == "evaluate":
         base = arguments.model if arguments.adapter else model  # an adapter names its own base
@@ -88,6 +88,8 @@ def merge(arguments: argparse.Namespace) -> None:
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """Grade a policy on a task, print intervals, write a line a problem."""
+    if arguments.output:
+        require_writable(arguments.output)
     policy, config, task = _policy_config_task(arguments, arguments.split)
     temperature = config.temperature if arguments.temperature is None else arguments.temperature
     settings = config.sampling(rows=64, temperature=temperature)
@@ -146,7 +148,7 @@ def experiment(arguments: argparse.Namespace) -> None:
     """Train arms with several seeds."""
     options = _chosen(arguments, "steps", "problems_per_step", "learning_rate", "eval_problems", "regime")
     if arguments.rates:
-        options["rates"] = json.loads(Path(arguments.rates).read_text(encoding="utf-8"))["best"]
+        options["rates"] = read_rates(arguments.rates)
     seeds = list(range(arguments.seeds))
     runs = run_arms(arguments.arms, seeds, arguments.output, arguments.profile, arguments.processes, **options)
     for arm in arguments.arms:

@@ -106,7 +106,13 @@ def evaluate(
 
     Returns:
         An `Evaluation` of P problems.
+
+    Raises:
+        ValueError: no samples, or no problems.
     """
+    for name, number in (("samples", samples), ("problems", problems)):
+        if number is not None and number < 1:
+            raise ValueError(f"{name}={number}: must be at least 1")
     chosen: Sequence[Problem] = task.problems[:problems]
     with ExitStack() as stack:
         sandbox = sandbox or stack.enter_context(Sandbox())

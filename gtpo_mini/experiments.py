@@ -17,6 +17,7 @@ import torch
 from tqdm.auto import tqdm
 
 from .arms import ARMS, arm_config
+from .checks import finite_number
 from .config import TrainConfig, load_profile
 from .evaluate import evaluate
 from .metrics import mean
@@ -27,7 +28,7 @@ from .sandbox import Sandbox
 from .tasks import load_task
 from .trainer import Trainer
 
-__all__ = ["ARMS", "Run", "arm_config", "load_runs", "run_arm", "run_arms", "search_rates"]
+__all__ = ["ARMS", "Run", "arm_config", "load_runs", "read_rates", "run_arm", "run_arms", "search_rates"]
 
 _EVAL_ROWS = 256  # rollouts decoded at once in an evaluation, which keeps nothing for a backward pass
 
@@ -163,8 +164,28 @@ def search_rates(
     return best
 
 
+def read_rates(path: str | Path) -> dict[str, float]:
+    """The best learning rate of each arm, from the ``rates.json`` of `search_rates`.
+
+    Raises:
+        ValueError: no such file, or one without rates.
+    """
+    try:
+        best = json.loads(Path(path).read_text(encoding="utf-8"))["best"]
+        return {arm: finite_number(f"learning rate of {arm}", rate, low=0) for arm, rate in best.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"rates={str(path)!r}: no learning rates there ({type(error).__name__}: {error}); make them with: "
+            "python -m gtpo_mini search --output FOLDER, and take FOLDER/rates.json"
+        ) from error
+
+
 def _run_all(jobs: Sequence[tuple], profile: str | None, processes: int, options: dict) -> list[Run]:
     """Run (arm, seed, folder, changes) in processes of their own."""
+    if not jobs:
+        raise ValueError("nothing to run: name at least one arm and one seed (--arms, --seeds)")
+    if processes < 1:
+        raise ValueError(f"processes={processes}: must be at least 1")
     folders, finished = [job[:3] for job in jobs], {}
     total = len(jobs) * options.get("steps", load_profile(profile).train.steps)
     context = multiprocessing.get_context("spawn")  # a fork would inherit torch's locks

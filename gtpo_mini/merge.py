@@ -40,7 +40,10 @@ def merge(adapter: str | Path, output: str | Path, base: str | None = None) -> P
         )
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"output={str(output)!r}: is there already; choose a new folder")
-    name = base or json.loads(settings.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    try:
+        name = base or json.loads(settings.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{settings}: names no base model; name it with --base") from error
     try:
         with quiet():
             model = AutoModelForCausalLM.from_pretrained(name, dtype="auto")

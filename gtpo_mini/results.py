@@ -37,6 +37,23 @@ def write_results(path: str | Path, result: Evaluation, problems: Sequence[Probl
     Path(path).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
+def require_writable(path: str | Path) -> None:
+    """Before hours of work: can their results be written there? What the file holds is left as it is.
+
+    Raises:
+        ValueError: no.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = not path.exists()
+        path.open("a").close()
+        if new:
+            path.unlink()
+    except OSError as error:
+        raise ValueError(f"output={str(path)!r}: cannot be written ({error.strerror}); choose another file") from error
+
+
 def _digest(question: str) -> str:
     """So that two files with equal ids but other questions are told apart."""
     return hashlib.sha256(question.encode()).hexdigest()[:16]

@@ -50,7 +50,8 @@ class Trainer:
         record_rollouts: write each step's rollouts to ``rollouts.jsonl`` in ``output``, for `rollouts_page`.
 
     Raises:
-        ValueError: the output folder already holds a run, and ``resume`` is not set; a tracker that is not installed.
+        ValueError: the output folder already holds a run, and ``resume`` is not set; a tracker that is not installed;
+            rollouts to be recorded without a folder.
     """
 
     def __init__(
@@ -69,9 +70,11 @@ class Trainer:
     ) -> None:
         self.policy, self.task, self.config = policy, task, config or TrainConfig()
         self.protocol, self.sandbox, self.header = protocol or load_protocol(), sandbox, header or {}
+        if record_rollouts and output is None:
+            raise ValueError("record_rollouts=True: needs an output folder to write rollouts.jsonl to (--output)")
         self.journal = Journal(output, checkpoint_every, resume)
         self.trackers = Trackers(trackers, self.journal.folder)
-        self.transcripts = self.journal.folder / "rollouts.jsonl" if record_rollouts and self.journal.folder else None
+        self.transcripts = self.journal.folder / "rollouts.jsonl" if record_rollouts else None
         self.history: list[dict[str, float]] = []
         self.last: tuple[list[Trajectory], list[list[float]], list[list[float]]] = ([], [], [])  #: of the last step
         if self.config.kl_coefficient:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from .advantages import turn_returns
 from .policy import Policy
@@ -103,8 +104,18 @@ def record_rollouts(
         place = {"step": step, "group": number // group_size, "number": number, "correct": bool(correct[number])}
         lines.append(json.dumps({**place, **told}) + "\n")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write("".join(lines))
+    with path.open("a+b") as file:
+        _cut_half_line(file)
+        file.write("".join(lines).encode("utf-8"))
+
+
+def _cut_half_line(file: BinaryIO) -> None:
+    """Where a process was killed as it wrote, its half line goes; the next would else become part of it."""
+    end = file.seek(0, os.SEEK_END)
+    file.seek(max(0, end - 1))
+    if file.read() not in (b"", b"\n"):
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def load_rollouts(path: str | Path) -> list[dict[str, Any]]:

@@ -71,6 +71,8 @@ def test_evaluate_writes_results_per_problem(own_task, tmp_path, capsys):
         (["--max-context", "30"], "shorten the question"),
         (["--task", "jsonl:missing.jsonl"], "no such file"),
         (["--device", "cuda:99"], "cuda"),
+        (["--lora-rank", "0"], "lora_rank=0: must be at least 1"),
+        (["--record-rollouts"], "--output"),
     ],
 )
 def test_bad_input_gives_one_line_and_no_traceback(options, message, capsys):
@@ -78,6 +80,21 @@ def test_bad_input_gives_one_line_and_no_traceback(options, message, capsys):
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
     assert len([line for line in error.splitlines() if line.startswith("error:")]) == 1
+
+
+@pytest.mark.parametrize("words", [["--problems", "-3"], ["--problems", "0"], ["--samples", "0"]])
+def test_an_evaluation_of_nothing_is_refused(words, capsys):
+    assert main(["evaluate", "--max-turn-tokens", "1", "--max-turns", "1", *words]) == 2
+    assert f"{words[0][2:]}={words[1]}: must be at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--seeds", "0"], ["--processes", "0"], ["--arms", "gtpo", "--seeds", "-1"]])
+@pytest.mark.parametrize("command", ["experiment", "search"])
+def test_an_experiment_of_nothing_is_refused(command, words, tmp_path, capsys):
+    assert main([command, "--output", str(tmp_path / "runs"), *words]) == 2
+    error = capsys.readouterr().err
+    assert ("processes=0: must be at least 1" if "--processes" in words else "--seeds") in error
+    assert not (tmp_path / "runs").exists()
 
 
 def test_gpu_profiles_say_what_is_missing(capsys):

@@ -83,6 +83,16 @@ def test_bad_arms_and_settings_are_named_before_anything_runs(tmp_path):
     assert set(ARMS) >= {"grpo", "gtpo"}
 
 
+@pytest.mark.parametrize("text", [None, "no json", "{}", "[1]", '{"best": [1]}', '{"best": {"grpo": "fast"}}'])
+def test_a_file_without_rates_is_named_with_the_mend(tmp_path, capsys, text):
+    path = tmp_path / "rates.json"
+    if text is not None:
+        path.write_text(text)
+    assert main(["experiment", "--rates", str(path), "--output", str(tmp_path / "runs")]) == 2
+    error = capsys.readouterr().err
+    assert f"rates={str(path)!r}: no learning rates there" in error and "gtpo_mini search" in error
+
+
 def test_the_search_is_recorded_and_its_rates_are_used(tmp_path):
     small = {key: TINY[key] for key in ("steps", "problems_per_step", "group_size")}
     best = search_rates(["grpo", "gtpo"], [1e-4, 1e-3], tmp_path / "search", **small)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from gtpo_mini.__main__ import main
 from gtpo_mini.results import compare
 
 
@@ -41,3 +42,11 @@ def test_a_file_without_results_is_named(tmp_path):
     for name in ("x", "missing"):
         with pytest.raises(ValueError, match=name):
             compare(tmp_path / name, tmp_path / name)
+
+
+def test_a_place_where_results_cannot_go_shows_before_the_evaluation(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("gtpo_mini.cli.run_evaluation", lambda *words: pytest.fail("the work was begun"))
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path, tmp_path / "file" / "below"):
+        assert main(["evaluate", "--output", str(path)]) == 2
+        assert f"output={str(path)!r}: cannot be written" in capsys.readouterr().err

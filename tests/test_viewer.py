@@ -53,3 +53,15 @@ def test_a_browser_shows_all_rollouts_and_runs_no_other_script(rollouts, tmp_pat
     shown = subprocess.run([*words, page.as_uri()], capture_output=True, text=True, timeout=120).stdout
     assert "<title>fine</title>" in shown and "4 of 4 rollouts" in shown
     assert re.findall(r'data-step="(\d)"', shown) == ["0", "0", "1", "1"]
+
+
+def test_a_run_that_was_killed_in_the_middle_of_a_line_goes_on_in_a_line_of_its_own(
+    rollouts, tmp_path, make_trajectory, tiny_policy
+):
+    path = tmp_path / "r.jsonl"
+    with path.open("a", encoding="utf-8") as file:
+        file.write('{"step": 2, "group": 0, "num')
+    group = [make_trajectory((tiny_policy.encode("1"), [], Turn("x")))]
+    record_rollouts(path, 2, group, [True], [[1.0]], [[0.5]], tiny_policy, 1, 0.9)
+    found = load_rollouts(path)
+    assert found[:4] == rollouts and [(r["step"], r["number"]) for r in found[4:]] == [(2, 0)]
