@@ -41,7 +41,7 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """Is it better, worse, or no difference shown: at 5 % over seeds after the correction, and over problems too."""
+        """Better, worse, or no difference shown: at 5 % over seeds after the correction, and over problems too."""
         if self.p_holm >= 0.05 or self.over_problems.low <= 0 <= self.over_problems.high:
             return "no difference shown"
         return "better" if self.over_seeds.estimate > 0 else "worse"
