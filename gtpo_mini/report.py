@@ -158,25 +158,29 @@ def load_cells(folder: Path = ROOT / "data" / "runs") -> dict[str, list[Run]]:
     return {"(shipped)": shipped, **{name: load_runs(path) for name, path in recorded.items() if path.exists()}}
 
 
-def regimes_table(cells: Mapping[str, Sequence[Run]]) -> str:
-    """Markdown: GTPO minus GRPO in every regime of `load_cells`."""
+def regime_differences(cells: Mapping[str, Sequence[Run]]) -> dict[str, Difference]:
+    """GTPO minus GRPO in every regime of `load_cells`, p-values corrected over the regimes."""
     found = {name: differences(runs, ["gtpo"])[0] for name, runs in cells.items()}
     corrected = holm([d.p for d in found.values()])
+    return {name: replace(d, p_holm=p) for (name, d), p in zip(found.items(), corrected, strict=True)}
+
+
+def regimes_table(cells: Mapping[str, Sequence[Run]]) -> str:
+    """Markdown: GTPO minus GRPO in every regime of `load_cells`."""
     rows = [
         "| regime | what is special | start, % | GRPO, % | GTPO, % | GTPO minus GRPO, points | detectable | p (Holm) "
         "| calls at the start, GRPO, GTPO |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for (name, runs), p in zip(cells.items(), corrected, strict=True):
+    for name, d in regime_differences(cells).items():
         words = REGIMES[name].words if name in REGIMES else "the shipped policy and task"
-        sides = [[run for run in runs if run.arm == arm] for arm in ("grpo", "gtpo")]
+        sides = [[run for run in cells[name] if run.arm == arm] for arm in ("grpo", "gtpo")]
         ends = [100 * mean([run.footer["sampled"]["accuracy"] for run in side]) for side in sides]
         calls = [mean([run.footer["sampled"]["behaviour"]["rollout/calls"] for run in side]) for side in sides]
         start = [run.steps[0] for run in sides[0]]
-        d = found[name]
         rows.append(
             f"| {name} | {words} | {100 * mean([s['reward/outcome'] for s in start]):.0f} | {ends[0]:.1f} | "
-            f"{ends[1]:.1f} | {points(d.over_seeds)} | {100 * d.detectable:.1f} | {p:.2g} | "
+            f"{ends[1]:.1f} | {points(d.over_seeds)} | {100 * d.detectable:.1f} | {d.p_holm:.2g} | "
             f"{mean([s['rollout/calls'] for s in start]):.1f}, {calls[0]:.1f}, {calls[1]:.1f} |"
         )
     return "\n".join(rows)
