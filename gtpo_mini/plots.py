@@ -116,7 +116,7 @@ def plot_differences(found: Sequence[Difference], title: str) -> Figure:
 def plot_regimes(cells: Mapping[str, Sequence[Run]]) -> Figure:
     """GTPO minus GRPO in every regime, the accuracy before and after, and the tool calls a rollout."""
     figure, (left, middle, right) = plt.subplots(
-        1, 3, figsize=(12, 1.4 + 0.42 * len(cells)), sharey=True, layout="constrained"
+        1, 3, figsize=(12, 2.0 + 0.42 * len(cells)), sharey=True, layout="constrained"
     )
     for row, runs in enumerate(cells.values()):
         (d,) = differences(runs, ["gtpo"])
@@ -140,7 +140,7 @@ def plot_regimes(cells: Mapping[str, Sequence[Run]]) -> Figure:
     for arm in ("grpo", "gtpo"):
         middle.plot([], [], ARM_STYLE[arm][1], color=ARM_STYLE[arm][0], label=ARM_STYLE[arm][2])
     middle.plot([], [], "|", color="black", markersize=12, label="at the start")
-    middle.legend(frameon=False, fontsize=8, loc="lower left")
+    figure.legend(*middle.get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside lower center", ncols=3)
     for axes in (left, middle, right):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
@@ -180,7 +180,7 @@ def save_figure(figure: Figure, name: str, runs: Sequence[Run] = (), folder: str
 def readme_figures(folder: Path = ROOT / "data" / "runs", output: Path = ROOT / "docs") -> list[Path]:
     """The README's figures, from the recorded runs alone."""
     cells = load_cells(folder)
-    main = cells["(shipped)"]
+    main = [run for run in cells["(shipped)"] if run.arm in ("grpo", "gtpo")]
     curves = plot_learning_curves(main, "A small policy learns to use a Python tool over several turns")
     return [
         save_figure(curves, "side_by_side", main, output),
