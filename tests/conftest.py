@@ -19,6 +19,14 @@ from gtpo_mini.types import ExecutionResult, Problem, StopReason, Trajectory, Tu
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(config, items):
+    """What takes minutes runs only where asked for: `pytest -m slow`."""
+    if "slow" not in (config.option.markexpr or ""):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="takes minutes: pytest -m slow"))
+
+
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory) -> Path:
     return save_model(tmp_path_factory.mktemp("qwen2"))

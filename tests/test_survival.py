@@ -139,9 +139,7 @@ def test_a_run_killed_at_random_moments_goes_on_to_the_same_bits(processes, whol
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_20_random_moments_goes_on_to_the_same_bits(request, processes, whole, tmp_path):
-    if "slow" not in request.config.option.markexpr:
-        pytest.skip("takes two minutes: pytest -m slow tests/test_survival.py")
+def test_a_run_killed_at_20_random_moments_goes_on_to_the_same_bits(processes, whole, tmp_path):
     survives(processes, whole, tmp_path / "run", kills=20, aimed=10)
 
 
