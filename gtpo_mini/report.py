@@ -186,9 +186,21 @@ def regimes_table(cells: Mapping[str, Sequence[Run]]) -> str:
     return "\n".join(rows)
 
 
+def given_up(cells: Mapping[str, Sequence[Run]]) -> list[str]:
+    """Where an arm ended with less than half of its calls, e.g. "GTPO in hopeless (6.3 to 1.6 calls a rollout)"."""
+    found = []
+    for name, runs in cells.items():
+        start = mean([run.steps[0]["rollout/calls"] for run in runs])
+        for arm in ("grpo", "gtpo"):
+            ends = [run.footer["sampled"]["behaviour"]["rollout/calls"] for run in runs if run.arm == arm]
+            if mean(ends) < start / 2:
+                found.append(f"{arm.upper()} in {name} ({start:.1f} to {mean(ends):.1f} calls a rollout)")
+    return found
+
+
 def results_text(folder: Path = ROOT / "data" / "runs") -> str:
     """The README's generated part, from the recorded runs alone."""
-    ablation = load_runs(folder / "ablation")
+    ablation, cells = load_runs(folder / "ablation"), load_cells(folder)
     config, sampled = ablation[0].header["config"], ablation[0].footer["sampled"]
     (gtpo,) = differences(ablation, ["gtpo"])
     start = mean([run.steps[0]["reward/outcome"] for run in ablation])
@@ -201,7 +213,8 @@ def results_text(folder: Path = ROOT / "data" / "runs") -> str:
             f"{100 * start:.0f} %.",
             arms_table(ablation),
             "**Where does it matter?** Other cold starts and other variants of the task:",
-            regimes_table(load_cells(folder)),
+            regimes_table(cells),
+            f"The tool was given up by: {'; '.join(given_up(cells)) or 'none'}.",
         ]
     )
 

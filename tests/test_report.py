@@ -87,6 +87,14 @@ def test_tables_and_figures_show_every_arm(runs):
     plt.close("all")
 
 
+def test_a_tool_given_up_is_named(runs):
+    assert report.given_up({"here": runs}) == []
+    for run in runs:
+        if run.arm == "gtpo":
+            run.footer["sampled"]["behaviour"]["rollout/calls"] = 1.0
+    assert report.given_up({"here": runs}) == ["GTPO in here (3.0 to 1.0 calls a rollout)"]
+
+
 def test_the_verdict_follows_the_corrected_p():
     clear, unclear = Interval(-0.1, -0.2, -0.01), Interval(-0.1, -0.3, 0.1)
     cases = [(clear, 0.04), (clear, 0.06), (unclear, 0.04)]
