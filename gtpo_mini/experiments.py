@@ -110,12 +110,9 @@ def run_arms(
         processes: runs at a time; more than cores is slower, not faster.
         rates: learning rate of each arm (`search_rates`); None: the profile's, or ``learning_rate``, for all.
     """
-    for arm in arms:
-        arm_config(arm, TrainConfig())
+    _check(arms, options)
     if rates is not None and (missing := [arm for arm in arms if arm not in rates]):
         raise ValueError(f"no learning rate for {', '.join(missing)}; search these arms too")
-    if options.get("regime"):
-        regime_policy(options["regime"])  # here, once, and not in every process
     jobs = [
         (arm, seed, Path(output) / f"{arm}-seed{seed}", {"learning_rate": rates[arm]} if rates else {})
         for seed in seeds
@@ -147,6 +144,7 @@ def search_rates(
     Returns:
         The best rate of each arm, as `run_arms` takes it.
     """
+    _check(arms, options)
     jobs = [
         (arm, seed, Path(output) / f"{arm}-rate{rate}-seed{seed}", {"learning_rate": rate, "eval_problems": 0})
         for arm in arms
@@ -178,6 +176,14 @@ def read_rates(path: str | Path) -> dict[str, float]:
             f"rates={str(path)!r}: no learning rates there ({type(error).__name__}: {error}); make them with: "
             "python -m gtpo_mini search --output FOLDER, and take FOLDER/rates.json"
         ) from error
+
+
+def _check(arms: Sequence[str], options: dict) -> None:
+    """Before any process starts: the arms are known, and the regime's policy is there, made once for all."""
+    for arm in arms:
+        arm_config(arm, TrainConfig())
+    if options.get("regime"):
+        regime_policy(options["regime"])
 
 
 def _run_all(jobs: Sequence[tuple], profile: str | None, processes: int, options: dict) -> list[Run]:

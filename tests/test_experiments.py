@@ -77,6 +77,10 @@ def test_the_command_line_reads_finished_runs_and_draws_them(folder, tmp_path, c
 def test_bad_arms_and_settings_are_named_before_anything_runs(tmp_path):
     with pytest.raises(ValueError, match=r"unknown arm 'ppo'.*grpo, grpo_accuracy"):
         run_arms(["gtpo", "ppo"], [0], tmp_path)
+    with pytest.raises(ValueError, match=r"unknown arm 'ppo'"):
+        search_rates(["ppo"], [1e-4], tmp_path)
+    with pytest.raises(ValueError, match=r"unknown regime 'easy'"):
+        search_rates(["gtpo"], [1e-4], tmp_path, regime="easy")
     with pytest.raises(ValueError, match=r"gamma=2"):
         run_arms(["gtpo"], [0], tmp_path, gamma=2.0)
     assert list(tmp_path.iterdir()) == []
