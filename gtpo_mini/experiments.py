@@ -71,6 +71,7 @@ def run_arm(
     path.unlink(missing_ok=True)
     model = regime_policy(regime) if regime else chosen.model
     policy = load_policy(model, chosen.quantize, chosen.lora_rank, chosen.device, seed=seed)
+    policy.name = Path(model).name  # a record names no folder of this machine
     options = cell.task if cell else {}
     train, test = load_task(chosen.task, "train", **options), load_task(chosen.task, "test", **options)
     if {p.question for p in train.problems} & {p.question for p in test.problems}:
