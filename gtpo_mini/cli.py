@@ -30,7 +30,6 @@ from .trainer import Trainer
 
 def _policy_config_task(arguments: argparse.Namespace, split: str):
     """What train and evaluate share: the profile with the command line's changes, then the task, then the policy."""
-
     profile = load_profile(arguments.profile)
     model = arguments.model or profile.model
     base = profile.train

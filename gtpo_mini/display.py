@@ -8,12 +8,12 @@ import html
 from collections import defaultdict
 from collections.abc import Sequence
 from importlib.resources import files
+from statistics import pstdev
 from typing import Any
 
 from pygments.lexers import PythonLexer
 from pygments.token import Comment, Keyword, Name, Number, Operator, String
 
-from .metrics import mean
 from .policy import Policy
 from .transcript import load_rollouts, transcript
 from .types import Trajectory
@@ -87,7 +87,7 @@ def rollouts_page(rollouts: Sequence[dict[str, Any]], title: str = "rollouts") -
     groups = defaultdict(list)
     for told in rollouts:
         groups[told["step"], told["group"]].append(float(told["correct"]))
-    spread = {key: (mean([(x - mean(right)) ** 2 for x in right])) ** 0.5 for key, right in groups.items()}
+    spread = {key: pstdev(right) for key, right in groups.items()}
     cards = "".join(_card(told, spread[told["step"], told["group"]], groups) for told in rollouts)
     steps = sorted({told["step"] for told in rollouts})
     options = "".join(f"<option value={step}>{step}</option>" for step in steps)

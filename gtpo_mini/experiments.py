@@ -71,7 +71,8 @@ def run_arm(
     path.unlink(missing_ok=True)
     model = regime_policy(regime) if regime else chosen.model
     policy = load_policy(model, chosen.quantize, chosen.lora_rank, chosen.device, seed=seed)
-    policy.name = Path(model).name  # a record names no folder of this machine
+    if regime:
+        policy.name = model.name  # a record names no folder of this machine
     options = cell.task if cell else {}
     train, test = load_task(chosen.task, "train", **options), load_task(chosen.task, "test", **options)
     if {p.question for p in train.problems} & {p.question for p in test.problems}:
@@ -227,19 +228,18 @@ def _one_thread() -> None:
 
 def _show_progress(bar: tqdm, folders: list[tuple[str, int, Path]], finished: dict[Path, int]) -> None:
     """The bar of all runs, and, for ``make reproduce``, one line in the file that ``GTPO_PROGRESS`` names."""
-    now, done = [], 0
+    now, running = [], 0
     for arm, seed, folder in folders:
         path = folder / "metrics.jsonl"
         if folder not in finished and path.exists():
             kinds = [line[:20] for line in path.read_text().splitlines()]
             steps = sum('"step"' in kind for kind in kinds)
-            done += steps
             if kinds and '"footer"' in kinds[-1]:
                 finished[folder] = steps
-                done -= steps
             elif kinds:
+                running += steps
                 now.append(f"{arm} seed {seed} step {steps}")
-    bar.update(done + sum(finished.values()) - bar.n)
+    bar.update(running + sum(finished.values()) - bar.n)
     bar.set_postfix_str(", ".join(now))
     if (path := os.environ.get("GTPO_PROGRESS")) and now:
         Path(path).write_text(f"{time.time():.0f} " + ", ".join(now))

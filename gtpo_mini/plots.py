@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from .config import results_folder
 from .metrics import mean
-from .report import ROOT, Difference, differences, load_cells
+from .report import ROOT, Difference, load_cells, regime_differences
 from .runs import Run
 from .stats import t_interval
 
@@ -118,8 +118,8 @@ def plot_regimes(cells: Mapping[str, Sequence[Run]]) -> Figure:
     figure, (left, middle, right) = plt.subplots(
         1, 3, figsize=(12, 2.0 + 0.42 * len(cells)), sharey=True, layout="constrained"
     )
-    for row, runs in enumerate(cells.values()):
-        (d,) = differences(runs, ["gtpo"])
+    for row, (name, d) in enumerate(regime_differences(cells).items()):
+        runs = cells[name]
         left.plot([100 * end for end in d.over_seeds[1:]], [row] * 2, color="#555555", linewidth=3)
         left.plot(100 * d.over_seeds.estimate, row, "o", color="black")
         start = [run.steps[0] for run in runs]

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import stdev
 
 from scipy.stats import binomtest
 
@@ -140,11 +141,10 @@ def compare(a: str | Path, b: str | Path) -> Comparison:
     _require_same_problems(first, second)
     before, after = zip(*((first.scores[key], second.scores[key]) for key in sorted(first.scores)), strict=True)
     differences = [y - x for x, y in zip(before, after, strict=True)]
-    centre = mean(differences)
-    sd = (sum((d - centre) ** 2 for d in differences) / max(1, len(differences) - 1)) ** 0.5
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of no width: said below
         difference = paired_bootstrap(after, before)
+    sd = stdev(differences)
     worse, better = sum(d < 0 for d in differences), sum(d > 0 for d in differences)
     return Comparison(
         problems=len(differences),
