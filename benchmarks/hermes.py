@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import subprocess
@@ -128,22 +129,28 @@ def _trace(policy: Policy, chat: Chat, question: str) -> tuple[list[int], list[i
     return ids, mask
 
 
-def make_model(folder: Path, template: str, steps: int = 150) -> None:
-    """Teach a tiny Qwen2 to make `CALLS` calls and answer; the same shape as the tiny policy."""
+def make_model(folder: Path, template: str, base: Path | None = None) -> None:
+    """Teach ``base``, or else a model of the tiny policy's shape, to make `CALLS` calls and answer."""
     torch.manual_seed(0)
-    texts = [text for question in questions(300, 1) for text in (question, *_turns(question))]
-    tokenizer = train_tokenizer([*texts, *[template.split("# Tools")[1][:400]] * 3], vocabulary=480)
+    if base is None:
+        # As many merges as give a prompt of 290 tokens and a rollout of 110, rather than a whole sentence a token.
+        tools = [template.split("# Tools")[1][:2000], json.dumps(BenchProtocol.tools[0])]
+        tokenizer = train_tokenizer([*questions(300, 1), *tools * 3], vocabulary=500)
+        model, steps, batch_size, rate = tiny_model(tokenizer), 150, 12, 4e-3
+    else:
+        model, tokenizer = load_parts(base)
+        steps, batch_size, rate = 16, 4, 2e-4
     tokenizer.chat_template = template
-    policy = Policy(tiny_model(tokenizer), tokenizer, "hermes")
+    policy = Policy(model, tokenizer, "hermes")
     chat = Chat(policy, BenchProtocol())
     traces = [_trace(policy, chat, question) for question in questions(800, 2)]
-    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=4e-3)
+    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=rate)
     rng = random.Random(0)
     policy.model.train()
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = 4e-3 * min(1, (step + 1) / 15) * (1 - step / steps)
-        batch = rng.sample(traces, 12)
+            group["lr"] = rate * min(1, (step + 1) / (0.1 * steps)) * (1 - step / steps)
+        batch = rng.sample(traces, batch_size)
         width = max(len(ids) for ids, _ in batch)
         ids = torch.tensor([x + [0] * (width - len(x)) for x, _ in batch])
         on = torch.tensor([m + [0] * (width - len(m)) for _, m in batch], dtype=torch.bool)
@@ -152,7 +159,7 @@ def make_model(folder: Path, template: str, steps: int = 150) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if step % 25 == 0 or step == steps - 1:
+        if step % 5 == 0 or step == steps - 1:
             print(f"  teaching step {step}: loss {loss.item():.3f}", file=sys.stderr, flush=True)
     policy.save(folder)
 

@@ -35,19 +35,19 @@ from gtpo_mini.metrics import run_header
 from gtpo_mini.rollout import RolloutEngine
 from gtpo_mini.trainer import TrainConfig, Trainer, score
 
-PROBLEMS, GROUP, TURN_TOKENS, CALLS = 8, 8, 128, 3
+GROUP, TURN_TOKENS, CALLS = 8, 128, 3
 RESULTS = Path(__file__).parent / "results"
 
 
 class Ours:
     """One GRPO step of this package at a time, and what it cost."""
 
-    def __init__(self, folder: Path, tool, workers: int) -> None:
+    def __init__(self, folder: Path, tool, workers: int, problems: int) -> None:
         policy = hermes.load(folder)
         prompt = len(Chat(policy, hermes.BenchProtocol()).encode_prompt(hermes.coin_task(1).problems[0]))
         # TRL's budget for all of a completion, tool text included, is its budget for one turn.
         config = TrainConfig(
-            method="grpo", alpha=0.0, problems_per_step=PROBLEMS, group_size=GROUP, learning_rate=1e-9,
+            method="grpo", alpha=0.0, problems_per_step=problems, group_size=GROUP, learning_rate=1e-9,
             max_turns=CALLS + 1, max_turn_tokens=TURN_TOKENS, max_context=prompt + TURN_TOKENS, tokens_per_pass=4096,
         )  # fmt: skip
         self.trainer = Trainer(policy, hermes.coin_task(64), config)
@@ -116,14 +116,14 @@ class Interleave(TrainerCallback):
         )  # fmt: skip
 
 
-def compare(path: str, tool, workers: int, steps: int, folder: Path) -> dict:
+def compare(path: str, tool, workers: int, steps: int, folder: Path, problems: int) -> dict:
     """Run ``steps`` pairs of steps after one pair of warm-up."""
-    ours = Ours(folder, tool, workers)
+    ours = Ours(folder, tool, workers, problems)
     interleave = Interleave(ours)
     with tempfile.TemporaryDirectory() as output:
         config = GRPOConfig(
             output_dir=output, use_cpu=True, bf16=False, gradient_checkpointing=False, learning_rate=1e-9, beta=0.0,
-            per_device_train_batch_size=16, gradient_accumulation_steps=PROBLEMS * GROUP // 16,
+            per_device_train_batch_size=16, gradient_accumulation_steps=problems * GROUP // 16,
             num_generations=GROUP, max_completion_length=TURN_TOKENS, max_tool_calling_iterations=CALLS,
             temperature=1.0, top_p=1.0, top_k=0, max_steps=steps + 1, report_to="none", save_strategy="no",
             logging_steps=10**6, disable_tqdm=True, log_completions=False,
@@ -147,7 +147,7 @@ def summary(lines: dict[str, list[dict]]) -> dict:
     def of(values: list[float]) -> dict:
         return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
-    rollouts = PROBLEMS * GROUP
+    rollouts = lines["trl"][0]["rollouts"]
     sides = {}
     for side, steps in lines.items():
         sides[side] = {key: of([step[key] for step in steps]) for key in steps[0] if key != "rollouts"}
@@ -167,6 +167,8 @@ def main() -> None:
     parser.add_argument("--tool", choices=("fast", "slow"), default="fast", help="slow: a subprocess of about 50 ms")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--model", type=Path, help="folder of the model; made (in minutes) if it is not there")
+    parser.add_argument("--base", type=Path, help="a model with ChatML tokens to make it from, in place of a tiny one")
+    parser.add_argument("--problems", type=int, default=8, help=f"groups of {GROUP} a step; an even number")
     parser.add_argument(
         "--limit", type=int, default=300, help="seconds a case may take, after which it is recorded as unfinished"
     )
@@ -174,27 +176,29 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     transformers.utils.logging.set_verbosity_error()
-    folder = args.model or Path(__file__).parent / "model"
+    folder = args.model or Path(__file__).parent / "tiny"
     if not folder.is_dir():
         template = Path(trl.__file__).parent / "chat_templates" / "qwen2_5.jinja"
-        hermes.make_model(folder, template.read_text(encoding="utf-8"))
+        hermes.make_model(folder, template.read_text(encoding="utf-8"), args.base)
     RESULTS.mkdir(exist_ok=True)
     if args.path is None:
         for path, tool in (("generate", "fast"), ("generate", "slow"), ("batching", "fast")):
-            command = [sys.executable, __file__, "--path", path, "--tool", tool, "--steps", str(args.steps)]
+            options = {"path": path, "tool": tool, "steps": args.steps, "problems": args.problems, "model": folder}
             try:
-                subprocess.run([*command, "--model", str(folder)], check=True, timeout=args.limit)
+                command = [x for name, value in options.items() for x in (f"--{name}", str(value))]
+                subprocess.run([sys.executable, __file__, *command], check=True, timeout=args.limit)
             except subprocess.TimeoutExpired:
-                record = {"case": f"{path}-{tool}", "unfinished_after_s": args.limit, "steps": args.steps}
-                (RESULTS / f"vs_trl-{path}-{tool}.json").write_text(json.dumps(record, indent=1) + "\n")
+                record = {"case": f"{folder.name}-{path}-{tool}", "unfinished_after_s": args.limit, "steps": args.steps}
+                (RESULTS / f"vs_trl-{folder.name}-{path}-{tool}.json").write_text(json.dumps(record, indent=1) + "\n")
                 print(f"{path}, {tool} tool: not finished in {args.limit} s", flush=True)
         return
     tool, workers = (hermes.python, 2) if args.tool == "fast" else (hermes.slow_python, 8)
-    lines = compare(args.path, tool, workers, args.steps, folder)
+    lines = compare(args.path, tool, workers, args.steps, folder, args.problems)
     header = run_header(TrainConfig(), "hermes", "coin", "cpu")
     record = {
-        "case": f"{args.path}-{args.tool}",
-        "command": f"python benchmarks/vs_trl.py --path {args.path} --tool {args.tool} --steps {args.steps}",
+        "case": f"{folder.name}-{args.path}-{args.tool}",
+        "command": f"python benchmarks/vs_trl.py --model {folder.name} --path {args.path} --tool {args.tool} "
+        f"--steps {args.steps} --problems {args.problems}",
         "commit": header["commit"],
         "versions": {**header["versions"], "trl": trl.__version__},
         "device": "cpu, 1 thread",
@@ -203,7 +207,7 @@ def main() -> None:
         **summary(lines),
         "steps": lines,
     }
-    (RESULTS / f"vs_trl-{args.path}-{args.tool}.json").write_text(json.dumps(record, indent=1) + "\n")
+    (RESULTS / f"vs_trl-{record['case']}.json").write_text(json.dumps(record, indent=1) + "\n")
     for key, value in record["trl_over_ours"].items():
         spread = f"{value['median']:.2f} [{value['min']:.2f}, {value['max']:.2f}]"
         print(f"{args.path}, {args.tool} tool: TRL / ours, {key}: {spread}", flush=True)
