@@ -30,6 +30,7 @@ class Ongoing:
     turn: Turn | None = None  # the turn that waits for its tool
     pending: Future[ExecutionResult] | None = None
     due: int = 0  # the step at which the tool's result enters
+    late: bool = False  # it was not there then: nobody waits for it any more
     session: Any = None
     stop: StopReason | None = None
     answer: str | None = None

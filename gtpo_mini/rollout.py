@@ -5,7 +5,8 @@ the tool's text is encoded once and appended. The cache lives across turns, a gr
 a finished rollout gives its row to the next, and tool code runs while the other rows decode.
 
 The step at which a tool's result enters is fixed by the schedule, not left to the clock: so the same seed
-gives the same rollouts, to the bit, on a CPU.
+gives the same rollouts, to the bit, on a CPU. Only a call that takes longer than ``tool_patience`` enters later,
+when it is done, so that it does not hold up the others; logits may then differ by float error.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class SamplingSettings:
         max_turn_tokens: policy tokens a turn, at least 1.
         max_context: tokens a rollout, prompt included; None takes the model's own limit.
         rows: rollouts decoded at once.
+        tool_patience: seconds that decoding waits for a tool's result at the step where it is due.
     """
 
     temperature: float = 1.0
@@ -38,6 +40,7 @@ class SamplingSettings:
     max_turn_tokens: int = 256
     max_context: int | None = None
     rows: int = 64
+    tool_patience: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < 100:
@@ -45,6 +48,8 @@ class SamplingSettings:
         for name in ("max_turns", "max_turn_tokens", "rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        if not self.tool_patience >= 0:
+            raise ValueError(f"tool_patience={self.tool_patience}: must be at least 0")
 
 
 class RolloutEngine:

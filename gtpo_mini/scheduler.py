@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -61,11 +61,7 @@ class Scheduler:
         self.clock += 1
         self._start_rollouts()
         live = [r for r in self.rows if r is not None]
-        if all(r.pending for r in live):  # nothing to decode: go on to the next result
-            self.clock = max(self.clock, min(r.due for r in live))
-        for rollout in live:
-            if rollout.pending and rollout.due <= self.clock:
-                self._take_result(rollout)
+        self._take_results(live)
         ready = [r for r in self.rows if r is not None and not r.pending]
         behind = [r for r in ready if len(r.ids) - r.cached > 1]
         current = [r for r in ready if len(r.ids) - r.cached == 1]
@@ -171,15 +167,31 @@ class Scheduler:
             rollout.answer = self.protocol.read(rollout.turn.text).answer
             reason = StopReason.NO_ANSWER if rollout.answer is None else StopReason.ANSWER
             self._stop(rollout, reason, rollout.turn)
-        rollout.due = -(-(self.clock + 2) // _BEAT) * _BEAT
+        rollout.due, rollout.late = -(-(self.clock + 2) // _BEAT) * _BEAT, False
 
     def _run_tool(self, rollout: Ongoing, code: str) -> ExecutionResult:
         if rollout.session is None:
             rollout.session = self.sandbox.session()
         return rollout.session.run(code)
 
+    def _take_results(self, live: list[Ongoing]) -> None:
+        """Let in the results that are due; one that keeps the others waiting for too long enters when it is there."""
+        idle = all(r.pending for r in live)
+        if idle:  # nothing to decode: go on to the next result
+            self.clock = max(self.clock, min(r.due for r in live))
+        due = [r for r in live if r.pending and r.due <= self.clock]
+        if due:
+            wait([r.pending for r in due if not r.late], self.settings.tool_patience)
+        if idle and not any(r.pending.done() for r in due):
+            wait([r.pending for r in live], return_when=FIRST_COMPLETED)
+        for rollout in due:
+            if rollout.pending.done():
+                self._take_result(rollout)
+            else:
+                rollout.late, rollout.due = True, self.clock + _BEAT
+
     def _take_result(self, rollout: Ongoing) -> None:
-        """Append the tool's text, waiting for it if need be, and begin the next turn."""
+        """Append the tool's text and begin the next turn."""
         result = rollout.pending.result()
         rollout.pending = None
         turn = replace(rollout.turn, result=result)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from small_models import save_model
@@ -8,7 +10,7 @@ from gtpo_mini.policy import load_policy
 from gtpo_mini.protocol import FencedProtocol, ParsedTurn, load_protocol
 from gtpo_mini.rollout import RolloutEngine, SamplingSettings
 from gtpo_mini.tasks import load_task
-from gtpo_mini.types import Problem, StopReason
+from gtpo_mini.types import ExecutionResult, Problem, StopReason
 
 
 class OftenCalls(FencedProtocol):
@@ -190,6 +192,39 @@ def test_stop_reasons(random_policy, sandbox):
     assert reasons(max_context=prompt + 25, max_turn_tokens=60) & {StopReason.CONTEXT}
 
 
+class OneHangs:
+    """A sandbox whose first call ends only when there were ``others`` more of them."""
+
+    workers = 2
+
+    def __init__(self, others: int) -> None:
+        self.left, self.enough, self.lock, self.begun = others, threading.Event(), threading.Lock(), False
+
+    def session(self) -> OneHangs:
+        return self
+
+    def run(self, code: str) -> ExecutionResult:
+        with self.lock:
+            first, self.begun = not self.begun, True
+            self.left -= not first
+            if self.left == 0:
+                self.enough.set()
+        ended = self.enough.wait(20) if first else True
+        return ExecutionResult(ok=ended, stdout="late" if first else "soon", error="" if ended else "held up")
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_slow_call_does_not_hold_up_the_other_rollouts(random_policy):
+    settings = SamplingSettings(max_turns=3, max_turn_tokens=20, rows=3, tool_patience=0.05)
+    rollouts = RolloutEngine(random_policy, OftenCalls(), OneHangs(others=5), settings).generate(problems(), 2)
+    results = [turn.result for r in rollouts for turn in r.turns if turn.result]
+    assert all(result.ok for result in results), "the others waited for the slow call"
+    assert [result.stdout for result in results].count("late") == 1
+    assert_equals_a_fresh_forward(random_policy, rollouts)
+
+
 def test_a_prompt_longer_than_the_context_is_named(random_policy, sandbox):
     engine = RolloutEngine(random_policy, load_protocol(), sandbox, SamplingSettings(max_context=20))
     with pytest.raises(ValueError, match=r"problem '0'.*tokens.*context holds 20"):
@@ -232,6 +267,12 @@ def test_the_tiny_policy_solves_some_and_uses_what_the_tool_printed(tiny_policy,
 
 
 def test_bad_settings_are_named():
-    for changes in ({"temperature": -1}, {"temperature": float("nan")}, {"max_turns": 0}, {"rows": 0}):
+    for changes in (
+        {"temperature": -1},
+        {"temperature": float("nan")},
+        {"max_turns": 0},
+        {"rows": 0},
+        {"tool_patience": -1},
+    ):
         with pytest.raises(ValueError, match=next(iter(changes))):
             SamplingSettings(**changes)
