@@ -92,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     plot.add_argument("--output", default="results", help="folder (default: results)")
     plot.add_argument("--name", default="side_by_side", help="of the files (default: side_by_side)")
     add("report", "write the README's results from data/runs, and its figures to docs/")
+    add("links", "write the address in pyproject.toml into the notebooks' badges and setup cells")
     coldstart = add("coldstart", "make data/tiny_policy again (about half an hour on one core)")
     coldstart.add_argument("--output", help="another folder")
     reproduce = add("reproduce", "run all notebooks, write HTML and figures")

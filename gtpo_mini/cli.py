@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from .adapters import load_policy_with_adapter
+from .colab import write_links
 from .coldstart import cold_start
 from .config import TrainConfig, load_profile
 from .display import load_rollouts, rollouts_page
@@ -181,6 +182,11 @@ def report(arguments: argparse.Namespace) -> None:
 def coldstart(arguments: argparse.Namespace) -> None:
     """Make the tiny policy again."""
     cold_start(Path(arguments.output or TINY_FOLDER))
+
+
+def links(arguments: argparse.Namespace) -> None:
+    """Write the repository's address into the notebooks."""
+    print(f"changed: {', '.join(write_links()) or 'nothing'}")
 
 
 def reproduce(arguments: argparse.Namespace) -> None:

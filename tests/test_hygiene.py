@@ -27,7 +27,7 @@ ORDER = (
     *("config", "arms", "scoring", "metrics"),  # settings of the parts before them, and what a trainer measures
     *("record", "checkpoint", "update", "journal", "interrupt", "trackers"),  # what a long run survives by
     *("transcript", "coldstart", "regimes", "trainer", "merge", "evaluate", "results", "experiments", "report"),
-    *("plots", "display", "reproduce", "cli"),
+    *("plots", "display", "reproduce", "colab", "cli"),
     *("__init__", "__main__"),
 )
 
