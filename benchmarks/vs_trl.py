@@ -193,8 +193,8 @@ def main() -> None:
                 print(f"{path}, {tool} tool: not finished in {args.limit} s", flush=True)
         return
     tool, workers = (hermes.python, 2) if args.tool == "fast" else (hermes.slow_python, 8)
+    header = run_header(TrainConfig(), "hermes", "coin", "cpu")  # before the run: the tree may change meanwhile
     lines = compare(args.path, tool, workers, args.steps, folder, args.problems)
-    header = run_header(TrainConfig(), "hermes", "coin", "cpu")
     record = {
         "case": f"{folder.name}-{args.path}-{args.tool}",
         "command": f"python benchmarks/vs_trl.py --model {folder.name} --path {args.path} --tool {args.tool} "

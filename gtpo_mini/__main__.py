@@ -26,7 +26,8 @@ def _parser() -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text)
 
     train, evaluate = add("train", "train a policy on a task"), add("evaluate", "grade a policy on a task")
-    for command in (train, evaluate):
+    imitate = add("imitate", "cold start: supervised training on traces, own ones or the model's own right rollouts")
+    for command in (train, evaluate, imitate):
         command.add_argument("--profile", help="cpu, t4 or rtx (default: GTPO_PROFILE, or cpu)")
         command.add_argument("--model", help="tiny, a model folder, or a hub name (default: the profile's)")
         command.add_argument("--task", help=f"{', '.join(list_tasks())} (default: the profile's)")
@@ -57,6 +58,14 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--samples", type=int, default=1, help="rollouts a problem (default: 1)")
     evaluate.add_argument("--adapter", help="folder of a trained LoRA adapter")
     evaluate.add_argument("--output", help="JSON-lines file for the results, per problem")
+    imitate.add_argument("--output", required=True, help="folder for traces.jsonl, imitation.json and the policy")
+    imitate.add_argument("--traces", help="JSON lines with question, answer and turns (default: rejection sampling)")
+    imitate.add_argument("--problems", type=int, default=256, help="training problems to sample from (default: 256)")
+    imitate.add_argument("--samples", type=int, default=8, help="rollouts a problem (default: 8)")
+    imitate.add_argument("--steps", type=int, default=100, help="updates (default: 100)")
+    imitate.add_argument("--batch", type=int, default=16, help="traces an update (default: 16)")
+    imitate.add_argument("--learning-rate", type=float, default=1e-4, help="its peak (default: 1e-4)")
+    imitate.add_argument("--gradient-checkpointing", action="store_true", default=None, help="less memory, more time")
     compare = add("compare", "the difference of two results files, paired by problem")
     compare.add_argument("a", help="file of evaluate --output, or a recorded run")
     compare.add_argument("b", help="another, on the same problems")

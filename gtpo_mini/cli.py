@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import fields, replace
 from pathlib import Path
+from random import Random
 
 from .adapters import load_policy_with_adapter
 from .colab import write_links
@@ -14,6 +16,8 @@ from .display import load_rollouts, rollouts_page
 from .evaluate import evaluate as run_evaluation
 from .evaluate import powers_of_two
 from .experiments import arm_config, read_rates, run_arms, search_rates
+from .imitation import imitate as imitate_traces
+from .imitation import read_traces, sample_traces, write_traces
 from .merge import merge as merge_adapter
 from .metrics import run_header
 from .plots import plot_learning_curves, readme_figures, save_figure
@@ -23,7 +27,9 @@ from .report import write_report
 from .reproduce import reproduce as run_notebooks
 from .results import compare as compare_files
 from .results import require_writable, write_results
+from .rollout import RolloutEngine
 from .runs import load_runs
+from .sandbox import Sandbox
 from .stats import t_interval
 from .tasks import check_task, load_task
 from .trainer import Trainer
@@ -79,6 +85,38 @@ def train(arguments: argparse.Namespace) -> None:
     if arguments.output:
         policy.save(Path(arguments.output) / "policy")
         print(f"metrics: {Path(arguments.output) / 'metrics.jsonl'}; policy: {Path(arguments.output) / 'policy'}")
+
+
+def imitate(arguments: argparse.Namespace) -> None:
+    """Make or read traces, train on them, save traces, policy and a record."""
+    folder = Path(arguments.output)
+    if (folder / "imitation.json").exists():
+        raise ValueError(f"--output {folder}: holds a cold start already; choose another folder")
+    policy, config, task = _policy_config_task(arguments, "train")
+    protocol = load_protocol(arguments.protocol)
+    folder.mkdir(parents=True, exist_ok=True)
+    with Sandbox() as sandbox:
+        engine = RolloutEngine(policy, protocol, sandbox, config.sampling(rows=64))
+        if arguments.traces:
+            traces = read_traces(arguments.traces, engine.chat, sandbox, config.max_context)
+        else:
+            traces = sample_traces(engine, task, arguments.problems, arguments.samples, config.seed)
+    write_traces(folder / "traces.jsonl", traces)
+    print(f"{len(traces)} traces of {len({trace.problem.id for trace in traces})} problems: {folder / 'traces.jsonl'}")
+    if config.gradient_checkpointing:
+        policy.checkpoint_gradients()
+    losses = imitate_traces(
+        policy, traces, config.steps, config.learning_rate, arguments.batch, config.tokens_per_pass, Random(config.seed)
+    )
+    policy.save(folder / "policy")
+    header = run_header(config, policy.name, task.name, str(policy.device))
+    record = {**header, "protocol": protocol.name, "traces": len(traces), "batch": arguments.batch, "losses": losses}
+    (folder / "imitation.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    start = folder / "policy"
+    if policy.is_lora:
+        start = folder / "merged"
+        print(f"then: python -m gtpo_mini merge {folder / 'policy'} --output {start}")
+    print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f}; then: python -m gtpo_mini train --model {start} ...")
 
 
 def merge(arguments: argparse.Namespace) -> None:

@@ -8,11 +8,11 @@ that it starts with reward to gain.
 from __future__ import annotations
 
 import json
-import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean as mean
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -20,11 +20,12 @@ from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from .branching import TraceNoise, answer_from, draw_problems, write_trace
-from .loss import token_logprobs
+from .chat import Chat
+from .imitation import imitate, make_trace
 from .policy import TINY_FOLDER, Policy
-from .protocol import ToolProtocol, load_protocol
+from .protocol import load_protocol
 from .sandbox import Sandbox
-from .types import Problem, StopReason, Trajectory, Turn
+from .types import ExecutionResult, Problem
 
 # The template keeps the last message only: the cold start taught the one protocol there is, so instructions and
 # examples would only make every prompt four times as long.
@@ -88,44 +89,18 @@ def tiny_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlamaForCau
     )
 
 
-def make_trace(
-    problem: Problem, policy: Policy, protocol: ToolProtocol, sandbox: Sandbox, rng: random.Random, noise: TraceNoise
-) -> Trajectory:
-    """One imperfect solution as a trajectory, its calls really run; built from ids exactly as a rollout is."""
-    prompt = policy.encode_chat(protocol.messages(problem))
-    ids, mask, index, turns = list(prompt), [0] * len(prompt), [-1] * len(prompt), []
-
-    def append(new_ids: list[int], is_policy: int) -> None:
-        ids.extend(new_ids)
-        mask.extend([is_policy] * len(new_ids))
-        index.extend([len(turns)] * len(new_ids))
-
+def write_turns(
+    problem: Problem, rng: random.Random, noise: TraceNoise
+) -> Generator[str, ExecutionResult | None, None]:
+    """The turns of one imperfect solution of the task 'branching', as `make_trace` takes them."""
     writer, last = write_trace(problem, rng, noise), str(problem.metadata["start"])
     planned = next(writer)
-    with sandbox.session() as session:
-        while planned is not None:
-            thought, code = planned
-            text = f"{thought}:\n```python\n{code}\n```"
-            append(policy.encode(text), 1)
-            result = session.run(code)
-            append(policy.encode(protocol.tool_text(result)), 0)
-            turns.append(Turn(text, code=code, result=result))
-            last = result.stdout.strip() or last
-            planned = writer.send(result.stdout.strip())
-    answer = answer_from(last, problem.metadata["ask"])
-    append([*policy.encode(f"\\boxed{{{answer}}}"), policy.tokenizer.eos_token_id], 1)
-    turns.append(Turn(f"\\boxed{{{answer}}}"))
-    return Trajectory(
-        problem=problem,
-        token_ids=tuple(ids),
-        prompt_length=len(prompt),
-        loss_mask=tuple(mask),
-        turn_index=tuple(index),
-        logprobs=tuple([0.0] * len(ids)),
-        turns=tuple(turns),
-        stop=StopReason.ANSWER,
-        answer=answer,
-    )
+    while planned is not None:
+        thought, code = planned
+        result = yield f"{thought}:\n```python\n{code}\n```"
+        last = result.stdout.strip() or last
+        planned = writer.send(result.stdout.strip())
+    yield f"\\boxed{{{answer_from(last, problem.metadata['ask'])}}}"
 
 
 @dataclass(frozen=True)
@@ -170,15 +145,15 @@ def cold_start(folder: Path = TINY_FOLDER, stages: Sequence[Stage] = STAGES, bat
         asked = [*problems[:2000], *draw_problems(200, "train", seed=seed, ask="parity")]
         tokenizer = train_tokenizer([problem.question for problem in asked] + frames)
         policy = Policy(tiny_model(tokenizer, seed), tokenizer, "tiny")
-        losses = [imitate(policy, stage, number, batch, seed, sandbox) for number, stage in enumerate(stages)]
+        losses = [learn_stage(policy, stage, number, batch, seed, sandbox) for number, stage in enumerate(stages)]
     policy.save(folder)
     record = {"stages": [asdict(stage) for stage in stages], "batch": batch, "seed": seed, "losses": losses}
     Path(folder, "cold_start.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return policy
 
 
-def imitate(policy: Policy, stage: Stage, number: int, batch: int, seed: int, sandbox: Sandbox) -> float:
-    """One stage of supervised training on traces.
+def learn_stage(policy: Policy, stage: Stage, number: int, batch: int, seed: int, sandbox: Sandbox) -> float:
+    """One stage of supervised training on traces of 'branching'.
 
     Args:
         policy: is trained in place.
@@ -191,27 +166,10 @@ def imitate(policy: Policy, stage: Stage, number: int, batch: int, seed: int, sa
     Returns:
         The mean loss of the last 32 steps, in nats a policy token.
     """
-    rng, protocol = random.Random(seed + 1000 * number), load_protocol()
+    rng, chat = random.Random(seed + 1000 * number), Chat(policy, load_protocol())
     problems = draw_problems(stage.traces, "train", seed=1_000_003 * (number + 1) + seed, **stage.task)
     bar = tqdm(problems, desc=f"stage {number + 1}: traces")
-    trajectories = [make_trace(problem, policy, protocol, sandbox, rng, stage.noise) for problem in bar]
-    # Traces of one length go together, or half of a batch would be padding.
-    trajectories.sort(key=lambda trajectory: len(trajectory.token_ids))
-    batches = [trajectories[i : i + batch] for i in range(0, len(trajectories) - batch + 1, batch)]
-    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=stage.learning_rate, weight_decay=0.01)
-    policy.model.train()
-    losses: list[float] = []
-    bar = tqdm(range(stage.steps), desc=f"stage {number + 1}: imitation")
-    for step in bar:
-        share = min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / stage.steps))
-        for group in optimizer.param_groups:
-            group["lr"] = stage.learning_rate * share
-        loss = -token_logprobs(policy, rng.choice(batches)).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
-        optimizer.step()
-        losses.append(loss.item())
-        bar.set_postfix(loss=f"{sum(losses[-32:]) / len(losses[-32:]):.3f}")
-    policy.model.eval()
-    return round(sum(losses[-32:]) / len(losses[-32:]), 4)
+    traces = [make_trace(problem, write_turns(problem, rng, stage.noise), chat, sandbox) for problem in bar]
+    label = f"stage {number + 1}: imitation"
+    losses = imitate(policy, traces, stage.steps, stage.learning_rate, batch, rng=rng, label=label)
+    return round(mean(losses[-32:]), 4)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .branching import TraceNoise
-from .coldstart import STAGES, Stage, imitate
+from .coldstart import STAGES, Stage, learn_stage
 from .config import results_folder
 from .policy import TINY_FOLDER, load_policy
 from .sandbox import Sandbox
@@ -78,7 +78,7 @@ def regime_policy(name: str, folder: Path | None = None) -> Path:
         # Imitated long enough for the old habits to go; the skill stays.
         stage = Stage(2500, 300, 1e-3, regime.noise, regime.task)
         with Sandbox() as sandbox:
-            imitate(policy, stage, number=9, batch=32, seed=0, sandbox=sandbox)
+            learn_stage(policy, stage, number=9, batch=32, seed=0, sandbox=sandbox)
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
             policy.save(Path(scratch) / "policy")

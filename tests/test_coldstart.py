@@ -10,14 +10,20 @@ import pytest
 import torch
 
 from gtpo_mini.branching import TraceNoise, draw_problems
-from gtpo_mini.coldstart import Stage, cold_start, make_trace
+from gtpo_mini.chat import Chat
+from gtpo_mini.coldstart import Stage, cold_start, write_turns
 from gtpo_mini.config import load_profile
 from gtpo_mini.evaluate import evaluate
+from gtpo_mini.imitation import make_trace
 from gtpo_mini.loss import token_logprobs
 from gtpo_mini.policy import TINY_FOLDER, load_policy
 from gtpo_mini.protocol import load_protocol
 from gtpo_mini.regimes import REGIMES, load_regime, regime_policy
 from gtpo_mini.tasks import load_task
+
+
+def trace_of(problem, policy, sandbox, rng, noise):
+    return make_trace(problem, write_turns(problem, rng, noise), Chat(policy, load_protocol()), sandbox)
 
 
 def test_cold_start_writes_a_policy_that_imitates(tmp_path, sandbox):
@@ -29,7 +35,7 @@ def test_cold_start_writes_a_policy_that_imitates(tmp_path, sandbox):
     problems = draw_problems(16, "test")
     losses = []
     for policy in (short, long):
-        traces = [make_trace(p, policy, load_protocol(), sandbox, rng, TraceNoise()) for p in problems]
+        traces = [trace_of(p, policy, sandbox, rng, TraceNoise()) for p in problems]
         with torch.no_grad():
             losses.append(-token_logprobs(policy, traces).mean().item())
     assert losses[1] < 0.7 * losses[0]
@@ -40,7 +46,7 @@ def test_cold_start_writes_a_policy_that_imitates(tmp_path, sandbox):
 def test_a_trace_is_built_as_a_rollout_is(tiny_policy, sandbox):
     """Prompt, policy text, tool text, in the protocol's own words, so that the cold start teaches what is asked."""
     protocol, (problem,) = load_protocol(), draw_problems(1)
-    trace = make_trace(problem, tiny_policy, protocol, sandbox, random.Random(0), TraceNoise(0.0))
+    trace = trace_of(problem, tiny_policy, sandbox, random.Random(0), TraceNoise(0.0))
     assert trace.answer == problem.answer and len(trace.turns) == 4
     expected = tiny_policy.encode_chat(protocol.messages(problem))
     for turn in trace.turns:
@@ -59,7 +65,7 @@ def test_noise_decides_which_habits_a_trace_has(tiny_policy, sandbox):
     def traces(noise, **task):
         rng = random.Random(0)
         problems = draw_problems(40, "train", **task)
-        return [make_trace(p, tiny_policy, load_protocol(), sandbox, rng, noise) for p in problems]
+        return [trace_of(p, tiny_policy, sandbox, rng, noise) for p in problems]
 
     all_broken = [bad for trace in traces(TraceNoise(0.5, 0.5, invalid=1.0)) for bad in failed(trace.turns)]
     assert 0.35 < sum(all_broken) / len(all_broken) < 0.6
@@ -77,7 +83,7 @@ def test_every_regime_has_problems_that_its_traces_solve(tiny_policy, sandbox):
         problems = load_task("branching", "test", size=5, **regime.task).problems
         noise = replace(regime.noise, bad_call=0.0, skip=0.0)
         for problem in problems:
-            trace = make_trace(problem, tiny_policy, load_protocol(), sandbox, random.Random(0), noise)
+            trace = trace_of(problem, tiny_policy, sandbox, random.Random(0), noise)
             assert trace.answer == problem.answer, name
             assert len(trace.turns) < regime.changes.get("max_turns", 6)
     with pytest.raises(ValueError, match=r"unknown regime 'easy'.*weak"):
