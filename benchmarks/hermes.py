@@ -7,6 +7,7 @@ import random
 import re
 import subprocess
 import sys
+from collections.abc import Generator
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,6 +17,7 @@ from transformers.utils import get_json_schema
 
 from gtpo_mini.chat import Chat
 from gtpo_mini.coldstart import tiny_model, train_tokenizer
+from gtpo_mini.imitation import imitate, make_trace
 from gtpo_mini.policy import Policy
 from gtpo_mini.protocol import HermesProtocol, ParsedTurn
 from gtpo_mini.tasks import Task
@@ -105,28 +107,13 @@ def coin_task(count: int) -> Task:
     return CoinTask("coin", problems)
 
 
-def _turns(question: str) -> list[str]:
+def _turns(question: str) -> Generator[str, ExecutionResult | None, None]:
     first, second = re.findall(r"\d+", question)
     call = '<tool_call>\n{{"name": "python", "arguments": {{"code": "{}"}}}}\n</tool_call>'
     total = int(first) + int(second)
-    return [
-        call.format(f"{first}+{second}"),
-        *[call.format(f"{total}+{n}") for n in range(1, CALLS)],
-        f"It is {total}.",
-    ]
-
-
-def _trace(policy: Policy, chat: Chat, question: str) -> tuple[list[int], list[int]]:
-    ids = chat.encode_prompt(Problem("", question, ""))
-    mask = [0] * len(ids)
-    for text in _turns(question):
-        mine = [*policy.encode(text), policy.tokenizer.eos_token_id]
-        ids, mask = ids + mine, mask + [1] * len(mine)
-        code = chat.protocol.read(text).code
-        if code is not None:
-            theirs = chat.encode_result(ExecutionResult(ok=True, stdout=python(code)))
-            ids, mask = ids + theirs, mask + [0] * len(theirs)
-    return ids, mask
+    for sum_ in (f"{first}+{second}", *(f"{total}+{n}" for n in range(1, CALLS))):
+        _ = yield call.format(sum_)
+    yield f"It is {total}."
 
 
 def make_model(folder: Path, template: str, base: Path | None = None) -> None:
@@ -142,25 +129,9 @@ def make_model(folder: Path, template: str, base: Path | None = None) -> None:
         steps, batch_size, rate = 16, 4, 2e-4
     tokenizer.chat_template = template
     policy = Policy(model, tokenizer, "hermes")
-    chat = Chat(policy, BenchProtocol())
-    traces = [_trace(policy, chat, question) for question in questions(800, 2)]
-    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=rate)
-    rng = random.Random(0)
-    policy.model.train()
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = rate * min(1, (step + 1) / (0.1 * steps)) * (1 - step / steps)
-        batch = rng.sample(traces, batch_size)
-        width = max(len(ids) for ids, _ in batch)
-        ids = torch.tensor([x + [0] * (width - len(x)) for x, _ in batch])
-        on = torch.tensor([m + [0] * (width - len(m)) for _, m in batch], dtype=torch.bool)
-        hidden = policy.hidden_states(ids[:, :-1], use_cache=False)[on[:, 1:]]
-        loss = torch.nn.functional.cross_entropy(policy.logits(hidden), ids[:, 1:][on[:, 1:]])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if step % 5 == 0 or step == steps - 1:
-            print(f"  teaching step {step}: loss {loss.item():.3f}", file=sys.stderr, flush=True)
+    chat, box = Chat(policy, BenchProtocol()), ToolBox(python, 1)
+    traces = [make_trace(Problem("", question, ""), _turns(question), chat, box) for question in questions(800, 2)]
+    imitate(policy, traces, steps, rate, batch_size)
     policy.save(folder)
 
 

@@ -33,7 +33,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--task", help=f"{', '.join(list_tasks())} (default: the profile's)")
         command.add_argument("--protocol", default="fenced", help="fenced (default), or hermes: the model's tool calls")
         command.add_argument("--quantize", help="nf4: 4-bit base weights, and LoRA")
-        command.add_argument("--lora-rank", type=int, help="train a LoRA adapter of this rank")
+        if command is not evaluate:
+            command.add_argument("--lora-rank", type=int, help="train a LoRA adapter of this rank")
         command.add_argument("--device", help="cpu, cuda, ... (default: the profile's)")
         command.add_argument("--max-turns", type=int)
         command.add_argument("--max-turn-tokens", type=int)

@@ -11,6 +11,19 @@ from peft import PeftModel
 from .policy import Policy, load_policy
 
 
+def base_of(adapter: str | os.PathLike) -> str:
+    """Folder or hub name of the model that an adapter was trained on.
+
+    Raises:
+        ValueError: no adapter there, or one that names no base model.
+    """
+    try:
+        settings = json.loads((Path(adapter) / "adapter_config.json").read_text(encoding="utf-8"))
+        return settings["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"adapter {str(adapter)!r}: no adapter_config.json that names a base model") from error
+
+
 def load_policy_with_adapter(
     model: str | os.PathLike | None,
     adapter: str | os.PathLike | None = None,
@@ -33,11 +46,7 @@ def load_policy_with_adapter(
         model, adapter = None, model
     if adapter is None:
         return load_policy(model or "tiny", quantize, device=device, seed=seed)
-    path = Path(adapter) / "adapter_config.json"
-    try:
-        base = model or json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"adapter {str(adapter)!r}: no readable adapter_config.json there") from error
+    base = model or base_of(adapter)
     # Without an adapter of its own: load_policy would add one to a quantised base.
     policy = load_policy(base, quantize, device=device, seed=seed)
     plain = policy.model.unload() if policy.is_lora else policy.model

@@ -51,13 +51,13 @@ def _policy_config_task(arguments: argparse.Namespace, split: str):
         config = arm_config(arguments.arm, config)
     task = load_task(arguments.task or profile.task, split)  # the policy comes last: it takes longest
     quantize = arguments.quantize or (profile.quantize if model == profile.model else None)
-    rank = profile.lora_rank if model == profile.model else None
-    rank = rank if arguments.lora_rank is None else arguments.lora_rank  # 0 is an error, not the default
     device = arguments.device or profile.device
     if arguments.command == "evaluate":
         base = arguments.model if arguments.adapter else model  # an adapter names its own base
         policy = load_policy_with_adapter(base, arguments.adapter, quantize, device, config.seed)
     else:
+        rank = profile.lora_rank if model == profile.model else None
+        rank = rank if arguments.lora_rank is None else arguments.lora_rank  # 0 is an error, not the default
         policy = load_policy(model, quantize, rank, device, seed=config.seed)
     return policy, config, task
 
@@ -127,6 +127,8 @@ def merge(arguments: argparse.Namespace) -> None:
 def evaluate(arguments: argparse.Namespace) -> None:
     """Grade a policy on a task, print intervals, write a line a problem."""
     if arguments.output:
+        if Path(arguments.output).exists():
+            raise ValueError(f"--output {arguments.output}: is there already; choose another file")
         require_writable(arguments.output)
     policy, config, task = _policy_config_task(arguments, arguments.split)
     temperature = config.temperature if arguments.temperature is None else arguments.temperature

@@ -12,6 +12,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Generator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -42,7 +43,7 @@ def make_trace(
     ids = chat.encode_prompt(problem)
     length, mask, index, done = len(ids), [0] * len(ids), [-1] * len(ids), []
     text = next(turns)
-    with sandbox.session() as session:
+    with closing(sandbox.session()) as session:
         while True:
             parsed = protocol.read(text)
             mine = policy.encode(text)

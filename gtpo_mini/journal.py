@@ -52,7 +52,7 @@ class Journal:
         if every is not None and every < 1:
             raise ValueError(f"checkpoint_every={every}: must be at least 1, or None for no checkpoints")
         if resume and folder is None:
-            raise ValueError("resume=True: needs the output folder of the run that is to go on")
+            raise ValueError("--resume (resume=True): needs the output folder of the run that is to go on")
         self.folder, self.every, self.resume = None if folder is None else Path(folder), every, resume
         self.finished = False  #: the run has its footer
         self.saved: Path | None = None  #: the last checkpoint

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import shutil
 from pathlib import Path
 
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from .adapters import base_of
 from .policy import quiet
 from .record import Record, clear_disk_errors
 
@@ -31,19 +33,11 @@ def merge(adapter: str | Path, output: str | Path, base: str | None = None) -> P
         ValueError: no adapter there; an output folder that holds something; a base that cannot be loaded.
     """
     adapter, output = Path(adapter), Path(output)
-    settings = adapter / "adapter_config.json"
-    if not settings.is_file():
-        whole = (adapter / "config.json").is_file()
-        raise ValueError(
-            f"adapter {str(adapter)!r}: "
-            + ("is a whole model already, nothing is to be merged" if whole else "no adapter_config.json there")
-        )
+    if (adapter / "config.json").is_file() and not (adapter / "adapter_config.json").is_file():
+        raise ValueError(f"adapter {str(adapter)!r}: is a whole model already, nothing is to be merged")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"output={str(output)!r}: is there already; choose a new folder")
-    try:
-        name = base or json.loads(settings.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{settings}: names no base model; name it with --base") from error
+    name = base or base_of(adapter)
     try:
         with quiet():
             model = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
@@ -51,7 +45,9 @@ def merge(adapter: str | Path, output: str | Path, base: str | None = None) -> P
     except Exception as error:  # a broken folder raises whatever its reader happens to raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"adapter {str(adapter)!r} on base {name!r}: {reason}; name another base (--base)") from error
-    lines = []
+    lines, cold = [], None
+    with contextlib.suppress(OSError, ValueError):
+        cold = json.loads((adapter.parent / "imitation.json").read_text(encoding="utf-8"))
     with contextlib.suppress(ValueError):  # some other metrics.jsonl
         lines = Record(adapter.parent).read()
     new = output.with_name(output.name + ".writing")
@@ -59,22 +55,25 @@ def merge(adapter: str | Path, output: str | Path, base: str | None = None) -> P
         shutil.rmtree(new, ignore_errors=True)
         model.save_pretrained(new)
         AutoTokenizer.from_pretrained(adapter).save_pretrained(new)
-        (new / "README.md").write_text(model_card(name, lines), encoding="utf-8")
+        (new / "README.md").write_text(model_card(name, lines, cold), encoding="utf-8")
         new.replace(output)  # all of it or nothing
     return output
 
 
-def model_card(base: str, lines: list[dict]) -> str:
+def model_card(base: str, lines: list[dict], cold: dict | None = None) -> str:
     """The model's README, from the record of its run.
 
     Args:
         base: name of the base model; of a folder only its last part is told.
         lines: of ``metrics.jsonl``; none: the card says that there is no record.
+        cold: ``imitation.json`` of a cold start, where the adapter comes from one.
 
     >>> print(model_card("org/small", []).splitlines()[6])
     # small, trained by GTPO
     """
     header = lines[0] if lines else {}
+    if cold and not lines:
+        return _cold_card(Path(base).name, cold)
     config, steps = header.get("config", {}), [line for line in lines if line["kind"] == "step"]
     method = config.get("method", "gtpo").upper()
     short = Path(base).name
@@ -101,3 +100,18 @@ def model_card(base: str, lines: list[dict]) -> str:
     card += ["## Settings", "", "```json", json.dumps(config, indent=1), "```", ""]
     card += ["If the base was 4-bit in training, merged weights differ a little from what was trained.", ""]
     return "\n".join(card)
+
+
+def _cold_card(short: str, cold: dict) -> str:
+    losses = cold.get("losses") or [math.nan]
+    return "\n".join(
+        [
+            *("---", "library_name: transformers", "---", f"# {short} after a cold start", ""),
+            f"A LoRA adapter merged into {short}: supervised training on {cold.get('traces')} traces of the task "
+            f"{cold.get('task')} (protocol {cold.get('protocol')}), by gtpo_mini; a start for reinforcement learning.",
+            "",
+            f"- loss: {losses[0]:.3f} to {losses[-1]:.3f} nats a token in {len(losses)} steps",
+            *(f"- {key}: {cold.get(key)}" for key in ("command", "commit")),
+            "",
+        ]
+    )

@@ -170,6 +170,10 @@ def load_policy(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device={device!r}: torch finds no CUDA GPU here; use device='cpu' (profile 'cpu')")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device={device!r}: torch has no such device here; use 'cpu' or 'cuda'") from error
     kind = _dtype(dtype, device)
     folder = TINY_FOLDER if name == "tiny" else Path(name)
     if name == "tiny" and not folder.is_dir():

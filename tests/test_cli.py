@@ -54,6 +54,7 @@ def test_evaluate_writes_results_per_problem(own_task, tmp_path, capsys):
     assert main(["compare", str(output), str(output)]) == 0
     assert "b - a: +0.000" in capsys.readouterr().out
     assert main(["evaluate", "--task", own_task, "--temperature", "0", "--problems", "2"]) == 0
+    assert main(words) == 2 and "is there already" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -71,6 +72,7 @@ def test_evaluate_writes_results_per_problem(own_task, tmp_path, capsys):
         (["--max-context", "30"], "shorten the question"),
         (["--task", "jsonl:missing.jsonl"], "no such file"),
         (["--device", "cuda:99"], "cuda"),
+        (["--device", "nonsense"], "device='nonsense'"),
         (["--lora-rank", "0"], "lora_rank=0: must be at least 1"),
         (["--record-rollouts"], "--output"),
     ],

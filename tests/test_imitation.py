@@ -119,6 +119,7 @@ def test_from_the_command_line_to_a_policy_that_trains_on(tmp_path, capsys):
     assert len(record["losses"]) == 3 and record["traces"] == 2 and record["commit"]
     assert main([*words, str(tmp_path / "cold")]) == 2 and "already" in capsys.readouterr().err
     assert main(["merge", str(tmp_path / "cold" / "policy"), "--output", str(tmp_path / "start")]) == 0
+    assert "2 traces of the task" in (tmp_path / "start" / "README.md").read_text()
     steps = ["--steps", "1", "--problems-per-step", "2", "--group-size", "2"]
     assert main(["train", "--model", str(tmp_path / "start"), *small, *steps]) == 0
     assert main(["imitate", *small, "--traces", str(tmp_path / "none"), "--output", str(tmp_path / "x")]) == 2
