@@ -21,7 +21,10 @@ def base_of(adapter: str | os.PathLike) -> str:
         settings = json.loads((Path(adapter) / "adapter_config.json").read_text(encoding="utf-8"))
         return settings["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"adapter {str(adapter)!r}: no adapter_config.json that names a base model") from error
+        raise ValueError(
+            f"adapter {str(adapter)!r}: no adapter_config.json there that names a base model (which can be named: "
+            "merge --base, evaluate --model)"
+        ) from error
 
 
 def load_policy_with_adapter(

@@ -74,9 +74,9 @@ def test_merge_says_what_is_wrong(trained, tmp_path, capsys):
     (tmp_path / "baseless").mkdir()
     (tmp_path / "baseless" / "adapter_config.json").write_text("{}")
     for words, message in (
-        ([str(tmp_path), "--output", "new"], "no adapter_config.json that names"),
+        ([str(tmp_path), "--output", "new"], "no adapter_config.json there"),
         ([str(TINY_FOLDER), "--output", "new"], "is a whole model already"),
-        ([str(tmp_path / "baseless"), "--output", "new"], "names no base model; name it with --base"),
+        ([str(tmp_path / "baseless"), "--output", "new"], "merge --base"),
         ([str(folder / "policy"), "--output", str(tmp_path / "full")], "is there already; choose a new folder"),
         ([str(folder / "policy"), "--output", str(tmp_path / "new"), "--base", "no/such-model"], "'no/such-model'"),
     ):
