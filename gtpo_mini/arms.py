@@ -28,9 +28,14 @@ ARMS: dict[str, dict[str, object]] = {
     **{f"normalize_{name}": {**_FULL, "normalize": name} for name in ("batch", "turn", "first")},
     **{f"alpha_{alpha}": {**_FULL, "alpha": alpha} for alpha in (0.25, 1.0)},
     **{f"similarity_{name}": {**_FULL, "similarity": name} for name in ("embedding", "structure")},
-    # Our own mend, beside the paper's form: the code's similarity as a potential, which leaves the best policy alone.
+    # Our own mends, beside the paper's form. The code's similarity as a potential, which leaves the best policy alone:
     "potential": {**_FULL, "shaping": "potential"},
+    # and no penalty for a call that fails, so that a group in which nothing is right teaches nothing.
+    "no_penalty": {**_FULL, "format_penalty": 0.0},
 }
+
+#: Arms that are no part of the paper.
+MENDS = ("potential", "no_penalty")
 
 #: Other names of the same arms, as a reader of the ladder looks for them.
 SAME_AS = {

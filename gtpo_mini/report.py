@@ -16,7 +16,7 @@ from statistics import stdev
 
 from scipy.stats import ttest_1samp
 
-from .arms import ARMS
+from .arms import ARMS, MENDS
 from .metrics import mean
 from .regimes import REGIMES
 from .runs import Run, load_runs
@@ -152,8 +152,8 @@ def arms_table(runs: Sequence[Run], base: str = "grpo") -> str:
 
 
 def load_cells(folder: Path = ROOT / "data" / "runs") -> dict[str, list[Run]]:
-    """The recorded runs of GRPO, GTPO and the mend in every regime, the shipped policy's own first."""
-    shipped = [run for run in load_runs(folder / "ablation") if run.arm in ("grpo", "gtpo", "potential")]
+    """The recorded runs of GRPO, GTPO and the mends in every regime, the shipped policy's own first."""
+    shipped = [run for run in load_runs(folder / "ablation") if run.arm in ("grpo", "gtpo", *MENDS)]
     recorded = {name: folder / "regimes" / name for name in REGIMES}
     return {"(shipped)": shipped, **{name: load_runs(path) for name, path in recorded.items() if path.exists()}}
 
@@ -186,6 +186,25 @@ def regimes_table(cells: Mapping[str, Sequence[Run]]) -> str:
     return "\n".join(rows)
 
 
+def mends_table(cells: Mapping[str, Sequence[Run]]) -> str:
+    """Markdown: GTPO and each mend minus GRPO, in every regime of `load_cells` in which a mend was run."""
+    rows = [
+        "| regime | arm | seeds | minus GRPO, points | detectable | p (Holm) | calls at the start, end |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, runs in cells.items():
+        tried = [arm for arm in MENDS if any(run.arm == arm for run in runs)]
+        for d in differences(runs, ["gtpo", *tried]) if tried else ():
+            mine = [run for run in runs if run.arm == d.arm]
+            calls = [run.footer["sampled"]["behaviour"]["rollout/calls"] for run in mine]
+            start = mean([run.steps[0]["rollout/calls"] for run in mine])
+            rows.append(
+                f"| {name} | `{d.arm}` | {d.seeds} | {points(d.over_seeds)} | {100 * d.detectable:.1f} "
+                f"| {d.p_holm:.2g} | {start:.1f}, {mean(calls):.1f} |"
+            )
+    return "\n".join(rows)
+
+
 def given_up(cells: Mapping[str, Sequence[Run]]) -> list[str]:
     """Where an arm ended with less than half of its calls, e.g. "GTPO in hopeless (6.3 to 1.6 calls a rollout)"."""
     found = []
@@ -215,6 +234,9 @@ def results_text(folder: Path = ROOT / "data" / "runs") -> str:
             "**Where does it matter?** Other cold starts and other variants of the task:",
             regimes_table(cells),
             f"The tool was given up by: {'; '.join(given_up(cells)) or 'none'}.",
+            "**Two mends of our own**, beside the paper's form: the code's likeness as a potential (`potential`), and "
+            "no penalty for failed calls (`no_penalty`):",
+            mends_table(cells),
         ]
     )
 

@@ -154,6 +154,7 @@ def test_every_arm_by_hand(make_trajectory, good_call):
     assert rewards["grpo"] == rewards["no_turn_rewards"] == [[0.0, 0.0], [0.0, 0.0]]  # min(1, 0), and min(0, 1)
     assert rewards["grpo_accuracy"] == [[0.0, 1.0], [0.0, 0.0]]
     assert rewards["+turn_rewards"] == rewards["+returns"] == rewards["gtpo"] == [[-0.1, 1.0], [0.0, 0.0]]
+    assert rewards["no_penalty"] == [[0.0, 1.0], [0.0, 0.0]]
     advantages = {arm: score(arm_config(arm, base), [right, wrong], [True, False])[1] for arm in arms}
     assert advantages["grpo"] == [[0.0, 0.0], [0.0, 0.0]]
     assert advantages["grpo_accuracy"] == advantages["+turn_rewards"] == [[1.0, 1.0], [-1.0, -1.0]]
