@@ -111,7 +111,9 @@ _T4 = Profile(
     "t4",
     "Qwen/Qwen2.5-1.5B-Instruct",
     "gsm8k",
-    TrainConfig(steps=150, learning_rate=1e-5, max_turns=4, max_context=1024, tokens_per_pass=2048),
+    TrainConfig(
+        steps=150, learning_rate=1e-5, max_turns=4, max_context=1024, tokens_per_pass=2048, gradient_checkpointing=True
+    ),
     quantize="nf4",
     lora_rank=16,
     device="cuda",
