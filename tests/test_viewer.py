@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -42,17 +43,50 @@ def test_the_page_escapes_everything_and_loads_nothing(rollouts):
     page.encode("utf-8")
 
 
-def test_a_browser_shows_all_rollouts_and_runs_no_other_script(rollouts, tmp_path):
+def browse(page: str, folder: Path, changes: str = "") -> str:
+    """The page after its script, and after ``changes``, as a browser has it."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("no chromium here")
-    page = tmp_path / "page.html"
-    # The order that a reader would choose, chosen before the script runs.
-    page.write_text(rollouts_page(rollouts, "fine").replace("<option value=spread>", "<option value=spread selected>"))
-    words = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", "--dump-dom"]
-    shown = subprocess.run([*words, page.as_uri()], capture_output=True, text=True, timeout=120).stdout
+    path = folder / "page.html"
+    if changes:  # the page's own policy lets no other script run, as the test above it shows
+        page = re.sub(r"<meta http-equiv=.?Content-Security-Policy[^>]*>", "", page)
+        page = page.replace("</body>", f"<script>{changes}</script></body>")
+    path.write_text(page)
+    words = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}", "--dump-dom"]
+    return subprocess.run([*words, path.as_uri()], capture_output=True, text=True, timeout=120).stdout
+
+
+def chosen(**values: str) -> str:
+    """A script that chooses in the page's controls, as a reader does."""
+    lines = [
+        f"{{const c = document.getElementById('{name}'); c.value = '{value}'; c.dispatchEvent(new Event('change'));}}"
+        for name, value in values.items()
+    ]
+    return "".join(lines)
+
+
+def test_a_browser_shows_all_rollouts_and_runs_no_other_script(rollouts, tmp_path):
+    shown = browse(rollouts_page(rollouts, "fine"), tmp_path)
     assert "<title>fine</title>" in shown and "4 of 4 rollouts" in shown
     assert re.findall(r'data-step="(\d)"', shown) == ["0", "0", "1", "1"]
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        ({"step": "1"}, [("1", "0"), ("1", "1")]),
+        ({"sort": "high"}, [("0", "0"), ("1", "0"), ("0", "1"), ("1", "1")]),
+        ({"sort": "low"}, [("0", "1"), ("1", "1"), ("0", "0"), ("1", "0")]),
+        ({"sort": "spread", "step": "0"}, [("0", "0"), ("0", "1")]),
+        ({"only": "1"}, [("0", "0")]),
+        ({"only": "1", "step": "1"}, []),
+    ],
+)
+def test_the_controls_choose_and_sort(rollouts, tmp_path, choice, expected):
+    shown = browse(rollouts_page(rollouts, "fine"), tmp_path, chosen(**choice))
+    assert f"{len(expected)} of 4 rollouts" in shown
+    assert re.findall(r'data-step="(\d)" data-group="\d" data-number="(\d)"', shown) == expected
 
 
 def test_a_run_that_was_killed_in_the_middle_of_a_line_goes_on_in_a_line_of_its_own(
