@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 
 from .config import results_folder
 from .metrics import mean
-from .report import ROOT, Difference, load_cells, regime_differences
+from .pairing import Difference
+from .report import ROOT, load_cells, regime_differences
 from .runs import Run
 from .stats import t_interval
 

@@ -13,7 +13,8 @@ from scipy.stats import t as student
 
 from gtpo_mini import plots, report
 from gtpo_mini.experiments import Run
-from gtpo_mini.report import Difference, arms_table, differences, load_cells, results_text, write_report
+from gtpo_mini.pairing import Difference, differences
+from gtpo_mini.report import arms_table, load_cells, results_text, write_report
 from gtpo_mini.stats import Interval
 
 
