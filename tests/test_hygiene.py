@@ -26,18 +26,8 @@ ORDER = (
     *("rewards", "similarity", "shaping", "advantages", "packing", "loss"),
     *("config", "arms", "scoring", "metrics"),  # settings of the parts before them, and what a trainer measures
     *("record", "checkpoint", "update", "journal", "interrupt", "trackers"),  # what a long run survives by
-    *(
-        "transcript",
-        "imitation",
-        "coldstart",
-        "regimes",
-        "trainer",
-        "merge",
-        "evaluate",
-        "results",
-        "experiments",
-        "report",
-    ),
+    *("transcript", "imitation", "coldstart", "regimes"),
+    *("trainer", "merge", "evaluate", "results", "experiments", "pairing", "report"),
     *("plots", "display", "reproduce", "colab", "cli"),
     *("__init__", "__main__"),
 )
