@@ -11,7 +11,7 @@ from .metrics import mean
 from .pairing import Difference, accuracies, differences, percent, points
 from .regimes import REGIMES
 from .runs import Run, load_runs
-from .stats import holm
+from .stats import holm, t_interval
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- made by: python -m gtpo_mini report -->", "<!-- end of what is made -->"
@@ -109,14 +109,15 @@ def mends_table(cells: Mapping[str, Sequence[Run]]) -> str:
 
 
 def given_up(cells: Mapping[str, Sequence[Run]]) -> list[str]:
-    """Where an arm ended with less than half of its calls, e.g. "GTPO in hopeless (6.3 to 1.6 calls a rollout)"."""
+    """Where an arm ended with less than half of its calls: "GTPO in long (6.6 to 1.9 [1.0, 2.8] calls a rollout)"."""
     found = []
     for name, runs in cells.items():
         start = mean([run.steps[0]["rollout/calls"] for run in runs])
         for arm in ("grpo", "gtpo"):
             ends = [run.footer["sampled"]["behaviour"]["rollout/calls"] for run in runs if run.arm == arm]
             if mean(ends) < start / 2:
-                found.append(f"{arm.upper()} in {name} ({start:.1f} to {mean(ends):.1f} calls a rollout)")
+                now = "{:.1f} [{:.1f}, {:.1f}]".format(*t_interval(ends))
+                found.append(f"{arm.upper()} in {name} ({start:.1f} to {now} calls a rollout)")
     return found
 
 
