@@ -49,7 +49,8 @@ def _policy_config_task(arguments: argparse.Namespace, split: str):
     config = replace(base, **changes)
     if arguments.command == "train":
         config = arm_config(arguments.arm, config)
-    task = load_task(arguments.task or profile.task, split)  # the policy comes last: it takes longest
+    own = getattr(arguments, "traces", None)  # with them no task is needed
+    task = None if own else load_task(arguments.task or profile.task, split)  # the policy comes last: it takes longest
     quantize = arguments.quantize or (profile.quantize if model == profile.model else None)
     device = arguments.device or profile.device
     if arguments.command == "evaluate":
@@ -90,8 +91,11 @@ def train(arguments: argparse.Namespace) -> None:
 def imitate(arguments: argparse.Namespace) -> None:
     """Make or read traces, train on them, save traces, policy and a record."""
     folder = Path(arguments.output)
-    if (folder / "imitation.json").exists():
-        raise ValueError(f"--output {folder}: holds a cold start already; choose another folder")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"--output {folder}: is there already; choose a new folder")
+    for name in ("batch", "problems", "samples"):
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"--{name} {getattr(arguments, name)}: must be at least 1")
     policy, config, task = _policy_config_task(arguments, "train")
     protocol = load_protocol(arguments.protocol)
     folder.mkdir(parents=True, exist_ok=True)
@@ -102,21 +106,24 @@ def imitate(arguments: argparse.Namespace) -> None:
         else:
             traces = sample_traces(engine, task, arguments.problems, arguments.samples, config.seed)
     write_traces(folder / "traces.jsonl", traces)
-    print(f"{len(traces)} traces of {len({trace.problem.id for trace in traces})} problems: {folder / 'traces.jsonl'}")
+    failed = sum(any(turn.invalid_call for turn in trace.turns) for trace in traces)
+    print(f"{len(traces)} traces: {folder / 'traces.jsonl'}" + (f"; in {failed} a call failed" if failed else ""))
     if config.gradient_checkpointing:
         policy.checkpoint_gradients()
     losses = imitate_traces(
         policy, traces, config.steps, config.learning_rate, arguments.batch, config.tokens_per_pass, Random(config.seed)
     )
     policy.save(folder / "policy")
-    header = run_header(config, policy.name, task.name, str(policy.device))
+    source = f"traces of {Path(arguments.traces).name}" if task is None else task.name
+    header = run_header(config, policy.name, source, str(policy.device))
     record = {**header, "protocol": protocol.name, "traces": len(traces), "batch": arguments.batch, "losses": losses}
     (folder / "imitation.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     start = folder / "policy"
     if policy.is_lora:
         start = folder / "merged"
         print(f"then: python -m gtpo_mini merge {folder / 'policy'} --output {start}")
-    print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f}; then: python -m gtpo_mini train --model {start} ...")
+    print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f}")
+    print(f"then: python -m gtpo_mini train --model {start} ..., with the same task, protocol and limits")
 
 
 def merge(arguments: argparse.Namespace) -> None:

@@ -73,11 +73,13 @@ def write_links(root: Path = ROOT) -> list[str]:
         Names of the notebooks that changed.
 
     Raises:
-        ValueError: ``project.urls`` has no Repository.
+        ValueError: ``project.urls`` has no Repository, or one that is no https address.
     """
     address = _project(root).get("urls", {}).get("Repository", "").rstrip("/")
     if not address:
         raise ValueError("pyproject.toml: [project.urls] has no Repository; write the address of the repository there")
+    if not address.startswith("https://"):
+        raise ValueError(f"pyproject.toml: Repository = {address!r} must begin with https://, for anyone to clone it")
     changed = []
     for path in sorted((root / "notebooks").glob("*.ipynb")):
         before = path.read_text(encoding="utf-8")

@@ -170,6 +170,8 @@ def learn_stage(policy: Policy, stage: Stage, number: int, batch: int, seed: int
     problems = draw_problems(stage.traces, "train", seed=1_000_003 * (number + 1) + seed, **stage.task)
     bar = tqdm(problems, desc=f"stage {number + 1}: traces")
     traces = [make_trace(problem, write_turns(problem, rng, stage.noise), chat, sandbox) for problem in bar]
+    traces.sort(key=lambda trace: len(trace.token_ids))
+    del traces[len(traces) // batch * batch :]  # whole batches only, as when the shipped policy was made
     label = f"stage {number + 1}: imitation"
     losses = imitate(policy, traces, stage.steps, stage.learning_rate, batch, rng=rng, label=label)
     return round(mean(losses[-32:]), 4)

@@ -13,6 +13,7 @@ import random
 from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -82,20 +83,31 @@ def read_traces(path: str | Path, chat: Chat, sandbox: Sandbox, context: int | N
         context: most tokens of a trace; None: the model's own limit.
 
     Raises:
-        ValueError: a line is no problem, or has no turns that begin with calls and end with an answer, or a trace is
-            too long; the message names the line or the id.
+        ValueError: a line is no problem; its turns do not begin with calls and end with its answer; a trace is too
+            long. The message names the line or the id.
     """
     traces = []
     context = min(context or chat.policy.context_length, chat.policy.context_length)
-    for problem in load_json_lines(Path(path)):
-        where = f"{path}: the trace of line or id {problem.id}"
+    problems = load_json_lines(Path(path))
+    if not problems:
+        raise ValueError(f"{path}: holds no traces")
+    judge = Task(str(path), problems)
+    for problem in problems:
+        where = f"{path}: the trace with the id (or on the line) {problem.id}"
         texts = problem.metadata.get("turns")
-        if not (isinstance(texts, list) and texts and all(isinstance(text, str) and text.strip() for text in texts)):
+        texts = (
+            [text.rstrip() if isinstance(text, str) else text for text in texts] if isinstance(texts, list) else None
+        )
+        if not (texts and all(isinstance(text, str) and text for text in texts)):
             raise ValueError(f"{where}: 'turns' must be a list of texts, none of them empty")
+        if any(chat.protocol.is_complete(text[:-1]) for text in texts):
+            raise ValueError(f"{where}: text after a call; a turn ends where its call does, the rest is the next turn")
         calls = [chat.protocol.read(text).code is not None for text in texts]
         if calls != [True] * (len(texts) - 1) + [False] or chat.protocol.read(texts[-1]).answer is None:
             raise ValueError(f"{where}: every turn but the last must make a call, the last must answer")
         trace = make_trace(problem, _said(texts), chat, sandbox)
+        if not judge.grade(problem, trace.answer):
+            raise ValueError(f"{where}: it answers {trace.answer!r}, but its 'answer' is {problem.answer!r}")
         if len(trace.token_ids) > context:
             raise ValueError(f"{where}: {len(trace.token_ids)} tokens, but the context holds {context}")
         traces.append(trace)
@@ -109,14 +121,19 @@ def _said(texts: Sequence[str]) -> Generator[str, ExecutionResult | None, None]:
 
 def write_traces(path: str | Path, traces: Sequence[Trajectory]) -> None:
     """Write traces as `read_traces` takes them, to be looked at, mended, and used again."""
+    seen: Counter[str] = Counter()
+    numbers = []
+    for trace in traces:
+        seen[trace.problem.id] += 1
+        numbers.append(seen[trace.problem.id])
     lines = [
         {
-            "id": f"{trace.problem.id} #{number}",
+            "id": trace.problem.id if number == 1 else f"{trace.problem.id} #{number}",
             "question": trace.problem.question,
             "answer": trace.problem.answer,
             "turns": [turn.text for turn in trace.turns],
         }
-        for number, trace in enumerate(traces, 1)
+        for number, trace in zip(numbers, traces, strict=True)
     ]
     Path(path).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
@@ -179,7 +196,7 @@ def imitate(
         traces: what is imitated.
         steps: updates, at least 1.
         learning_rate: its peak.
-        batch: traces an update; fewer where there are not as many.
+        batch: most traces of an update.
         tokens_per_pass: tokens of a forward pass (rollouts are never cut); None: the whole batch in one.
         rng: draws the batches; None: a generator of its own.
         label: of the bar.
@@ -188,7 +205,7 @@ def imitate(
         The loss of each step, in nats a policy token.
 
     Raises:
-        ValueError: no traces, or a setting out of range.
+        ValueError: no traces, a setting out of range, or a loss or gradient that is not finite.
     """
     for name, value in (("steps", steps), ("batch", batch), ("learning_rate", learning_rate), ("traces", len(traces))):
         if not 0 < value < math.inf:
@@ -196,7 +213,9 @@ def imitate(
     rng, batch = rng or random.Random(0), min(batch, len(traces))
     # Traces of one length go together, or half of a batch would be padding.
     ordered = sorted(traces, key=lambda trace: len(trace.token_ids))
-    batches = [ordered[i : i + batch] for i in range(0, len(ordered) - batch + 1, batch)]
+    count = -(-len(ordered) // batch)
+    cuts = [i * len(ordered) // count for i in range(count + 1)]  # batches of nearly one size, none left out
+    batches = [ordered[begin:end] for begin, end in pairwise(cuts)]
     optimizer = torch.optim.AdamW(policy.trainable_parameters(), lr=learning_rate, weight_decay=0.01)
     policy.model.train()
     losses: list[float] = []
@@ -207,7 +226,9 @@ def imitate(
             group["lr"] = learning_rate * share
         optimizer.zero_grad()
         losses.append(_backward(policy, rng.choice(batches), tokens_per_pass))
-        torch.nn.utils.clip_grad_norm_(policy.trainable_parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(policy.trainable_parameters(), 1.0)
+        if not math.isfinite(losses[-1]) or not math.isfinite(norm):
+            raise ValueError(f"step {step}: loss {losses[-1]}, gradient norm {norm}; take a smaller learning_rate")
         optimizer.step()
         bar.set_postfix(loss=f"{sum(losses[-32:]) / len(losses[-32:]):.3f}")
     policy.model.eval()

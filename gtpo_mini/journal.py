@@ -59,6 +59,8 @@ class Journal:
         if self.folder is None:
             return
         self.record = Record(self.folder)
+        if (self.folder / "imitation.json").exists():
+            raise ValueError(f"output={str(folder)!r}: holds a cold start; choose another folder")
         if not resume and (self.record.path.exists() or (self.folder / "checkpoints").exists()):
             raise ValueError(
                 f"output={str(folder)!r}: holds a run already (metrics.jsonl, checkpoints); go on with it by "

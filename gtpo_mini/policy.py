@@ -187,6 +187,11 @@ def load_policy(
             bnb_4bit_compute_dtype=kind,
         )
         options["device_map"] = {"": device}
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise ValueError(
+            f"model {name!r}: is an adapter, and a new one cannot go on top; make a model of it and its base first: "
+            f"python -m gtpo_mini merge {name} --output FOLDER"
+        )
     source = str(folder) if folder.is_dir() else name
     try:
         with quiet():

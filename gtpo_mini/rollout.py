@@ -5,12 +5,13 @@ the tool's text is encoded once and appended. The cache lives across turns, a gr
 a finished rollout gives its row to the next, and tool code runs while the other rows decode.
 
 The step at which a tool's result enters is fixed by the schedule, not left to the clock: so the same seed
-gives the same rollouts, to the bit, on a CPU. Only a call that takes longer than ``tool_patience`` enters later,
-when it is done, so that it does not hold up the others; logits may then differ by float error.
+gives the same rollouts, to the bit, on a CPU. Only a call that takes longer than ``tool_patience`` (on a CPU without
+end, unless set) enters when it is done, so that it does not hold up the others; logits may then differ by float error.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,7 +33,9 @@ class SamplingSettings:
         max_turn_tokens: policy tokens a turn, at least 1.
         max_context: tokens a rollout, prompt included; None takes the model's own limit.
         rows: rollouts decoded at once.
-        tool_patience: seconds that decoding waits for a tool's result at the step where it is due.
+        tool_patience: seconds that decoding waits for a tool's result at the step where it is due; a later one does
+            not hold up the others, as long as fewer calls are late than the sandbox has workers. None: without end on a
+            CPU, so that the same seed gives the same bits, and 1 s on a GPU, which gives no such promise.
     """
 
     temperature: float = 1.0
@@ -40,7 +43,7 @@ class SamplingSettings:
     max_turn_tokens: int = 256
     max_context: int | None = None
     rows: int = 64
-    tool_patience: float = 1.0
+    tool_patience: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < 100:
@@ -48,8 +51,8 @@ class SamplingSettings:
         for name in ("max_turns", "max_turn_tokens", "rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
-        if not self.tool_patience >= 0:
-            raise ValueError(f"tool_patience={self.tool_patience}: must be at least 0")
+        if self.tool_patience is not None and not 0 <= self.tool_patience < math.inf:
+            raise ValueError(f"tool_patience={self.tool_patience}: must be a finite number from 0 up, or None")
 
 
 class RolloutEngine:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _BEAT = 4  # results enter at every 4th step, at the earliest 2 after the call: so that one pass reads several
 _FULL = 0.8  # when fewer than this share of the rows is in use, they move together
+_PATIENCE = 1.0  # seconds, on a GPU
 _TOOL_TOKENS = 2100  # a tool result has at most 2,000 characters and its frame
 
 
@@ -43,19 +44,36 @@ class Scheduler:
         self.context = min(engine.context, longest + room)
         share = group_size > 1 and all(r.prompt_length > 1 for r in self.rollouts)
         self.reader = Reader(self.policy, len(self.rows), share)
-        self.clock = 0
+        self.patience = self.settings.tool_patience
+        if self.patience is None and self.policy.device.type != "cpu":
+            self.patience = _PATIENCE
+        self.clock, self.abandoned = 0, False
 
     @torch.inference_mode()
     def finish(self) -> list[Trajectory]:
         """Step until every rollout has stopped."""
-        with ThreadPoolExecutor(getattr(self.sandbox, "workers", 2)) as self.pool:
-            try:
-                while self.queue or any(self.rows):
-                    self._step()
-            finally:
-                for rollout in self.rollouts:
-                    self._close_session(rollout)
+        try:
+            with ThreadPoolExecutor(getattr(self.sandbox, "workers", 2)) as self.pool:
+                try:
+                    while self.queue or any(self.rows):
+                        self._step()
+                except BaseException:
+                    self._abandon()
+                    raise
+        finally:
+            for rollout in self.rollouts:  # none is open where all went well
+                if rollout.session is not None:
+                    rollout.session.close()
         return [rollout.freeze() for rollout in self.rollouts]
+
+    def _abandon(self) -> None:
+        """Interrupted: end the calls that run and drop those that wait, or leaving the pool would wait for them all."""
+        self.abandoned = True
+        for rollout in self.rollouts:
+            if rollout.pending:
+                rollout.pending.cancel()
+            if rollout.session is not None:
+                rollout.session.close()
 
     def _step(self) -> None:
         self.clock += 1
@@ -170,7 +188,7 @@ class Scheduler:
         rollout.due, rollout.late = -(-(self.clock + 2) // _BEAT) * _BEAT, False
 
     def _run_tool(self, rollout: Ongoing, code: str) -> ExecutionResult:
-        if rollout.session is None:
+        if rollout.session is None and not self.abandoned:
             rollout.session = self.sandbox.session()
         return rollout.session.run(code)
 
@@ -181,7 +199,7 @@ class Scheduler:
             self.clock = max(self.clock, min(r.due for r in live))
         due = [r for r in live if r.pending and r.due <= self.clock]
         if due:
-            wait([r.pending for r in due if not r.late], self.settings.tool_patience)
+            wait([r.pending for r in due if not r.late], self.patience)
         if idle and not any(r.pending.done() for r in due):
             wait([r.pending for r in live], return_when=FIRST_COMPLETED)
         for rollout in due:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 
 import pytest
 import torch
 from qwen_like import TEMPLATE
 
+from gtpo_mini import imitation
 from gtpo_mini.__main__ import main
 from gtpo_mini.chat import Chat
 from gtpo_mini.config import load_profile
@@ -80,6 +82,8 @@ def test_a_trace_of_tool_calls_is_framed_by_the_chat_template(random_policy, san
         ({"turns": ["So.", "Well."]}, "must make a call"),
         ({"turns": [*TRACE["turns"][:1] * 20, "\\boxed{42}"]}, "context holds 100"),
         ({"answer": None}, "no 'answer'"),
+        ({"answer": "43"}, "it answers '42', but its 'answer' is '43'"),
+        ({"turns": [TRACE["turns"][0] + "\nIt is 42.", "\\boxed{42}"]}, "text after a call"),
     ],
 )
 def test_a_broken_trace_is_named_by_its_line(engine, sandbox, tmp_path, change, message):
@@ -114,13 +118,35 @@ def test_from_the_command_line_to_a_policy_that_trains_on(tmp_path, capsys):
     words = ["imitate", *small, "--traces", str(own), "--steps", "3", "--lora-rank", "4", "--output"]
     assert main([*words, str(tmp_path / "cold")]) == 0
     shown = capsys.readouterr().out
-    assert "2 traces of 2 problems" in shown and f"merge {tmp_path / 'cold' / 'policy'}" in shown
+    assert "2 traces: " in shown and f"merge {tmp_path / 'cold' / 'policy'}" in shown
     record = json.loads((tmp_path / "cold" / "imitation.json").read_text())
     assert len(record["losses"]) == 3 and record["traces"] == 2 and record["commit"]
-    assert main([*words, str(tmp_path / "cold")]) == 2 and "already" in capsys.readouterr().err
+    assert main([*words, str(tmp_path / "cold")]) == 2 and "is there already" in capsys.readouterr().err
     assert main(["merge", str(tmp_path / "cold" / "policy"), "--output", str(tmp_path / "start")]) == 0
-    assert "2 traces of the task" in (tmp_path / "start" / "README.md").read_text()
+    assert "2 traces of the task traces of own.jsonl" in (tmp_path / "start" / "README.md").read_text()
     steps = ["--steps", "1", "--problems-per-step", "2", "--group-size", "2"]
     assert main(["train", "--model", str(tmp_path / "start"), *small, *steps]) == 0
     assert main(["imitate", *small, "--traces", str(tmp_path / "none"), "--output", str(tmp_path / "x")]) == 2
     assert main(["imitate", *small, "--traces", str(own), "--steps", "0", "--output", str(tmp_path / "x")]) == 2
+    assert main(["imitate", *small, "--batch", "0", "--output", str(tmp_path / "y")]) == 2
+    assert "--batch 0" in capsys.readouterr().err and not (tmp_path / "y").exists()
+    assert main(["train", "--model", str(tmp_path / "cold" / "policy"), *small, *steps]) == 2
+    assert "gtpo_mini merge" in capsys.readouterr().err
+    assert main(["train", *small, *steps, "--output", str(tmp_path / "cold")]) == 2
+    assert "holds a cold start" in capsys.readouterr().err
+
+
+def test_no_trace_is_left_out_and_a_loss_that_is_not_finite_stops(engine, sandbox, tmp_path, monkeypatch):
+    rows = [{**TRACE, "turns": [*TRACE["turns"][:1] * n, "\\boxed{42}"], "id": n} for n in range(1, 6)]
+    traces = read_traces(write(tmp_path / "t.jsonl", *rows), engine.chat, sandbox)
+    seen = set()
+
+    def spy(policy, batch, tokens_per_pass):
+        seen.update(trace.problem.id for trace in batch)
+        assert len(batch) <= 2
+        return math.inf if len(seen) == 5 else 0.0
+
+    monkeypatch.setattr(imitation, "_backward", spy)
+    with pytest.raises(ValueError, match=r"loss inf.*learning_rate"):
+        imitate(engine.policy, traces, 100, 1e-3, batch=2)
+    assert seen == {"1", "2", "3", "4", "5"}

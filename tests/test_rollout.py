@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 import torch
@@ -223,6 +224,44 @@ def test_a_slow_call_does_not_hold_up_the_other_rollouts(random_policy):
     assert all(result.ok for result in results), "the others waited for the slow call"
     assert [result.stdout for result in results].count("late") == 1
     assert_equals_a_fresh_forward(random_policy, rollouts)
+
+
+class Stuck(OneHangs):
+    """A sandbox whose calls do not end by themselves, and that counts its sessions."""
+
+    def __init__(self) -> None:
+        self.opened, self.closed, self.lock = 0, 0, threading.Lock()
+
+    def session(self) -> Stuck.Session:
+        with self.lock:
+            self.opened += 1
+        return self.Session(self)
+
+    class Session:
+        def __init__(self, box: Stuck) -> None:
+            self.box, self.ended = box, threading.Event()
+
+        def run(self, code: str) -> ExecutionResult:
+            return ExecutionResult(ok=not self.ended.wait(20))
+
+        def close(self) -> None:
+            with self.box.lock:
+                self.box.closed += not self.ended.is_set()
+            self.ended.set()
+
+
+def test_an_interrupt_ends_the_calls_and_closes_every_session(random_policy, monkeypatch):
+    box, begin = Stuck(), time.monotonic()
+    engine = RolloutEngine(random_policy, OftenCalls(), box, SamplingSettings(max_turns=2, max_turn_tokens=20))
+
+    def interrupted(*arguments):
+        time.sleep(0.2)  # calls run and others wait
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gtpo_mini.scheduler.wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        engine.generate(problems(), 3)
+    assert time.monotonic() - begin < 15 and box.opened == box.closed >= 1
 
 
 def test_a_prompt_longer_than_the_context_is_named(random_policy, sandbox):
