@@ -96,6 +96,15 @@ def test_a_tool_given_up_is_named(runs):
     assert report.given_up({"here": runs}) == ["GTPO in here (3.0 to 1.0 [1.0, 1.0] calls a rollout)"]
 
 
+def test_mends_are_compared_where_they_were_run(runs):
+    mend = [make_run("no_penalty", seed, [1.0, 1.0, 0.0, 1.0] * 50) for seed in range(5)]
+    table = report.mends_table({"here": [*runs, *mend], "there": runs, "once": [*runs, mend[0]]})
+    assert table.count("| here |") == 2 and "there" not in table and "once" not in table
+    words = report.without_penalties({"here": [*runs, *mend], "there": runs})
+    (d,) = differences([*runs, *mend], ["no_penalty"], "gtpo")
+    assert words == f"here {report.points(d.over_seeds)}, p {d.p:.2g}" and report.without_penalties({}) == "not run"
+
+
 def test_the_verdict_follows_the_corrected_p():
     clear, unclear = Interval(-0.1, -0.2, -0.01), Interval(-0.1, -0.3, 0.1)
     cases = [(clear, 0.04), (clear, 0.06), (unclear, 0.04)]
