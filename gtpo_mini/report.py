@@ -155,8 +155,7 @@ def results_text(folder: Path = ROOT / "data" / "runs") -> str:
             "**Where does it matter?** Other cold starts and other variants of the task:",
             regimes_table(cells),
             f"The tool was given up by: {'; '.join(given_up(cells)) or 'none'}.",
-            "At half the learning rate (3e-4):",
-            regimes_table(slower),
+            *(("At half the learning rate (3e-4):", regimes_table(slower)) if slower else ()),
             f"Given up there by: {'; '.join(given_up(slower)) or 'none'}.",
             "**Two mends of our own**, beside the paper's form: the code's likeness as a potential (`potential`), and "
             "no penalty for failed calls (`no_penalty`):",
