@@ -134,7 +134,7 @@ def merge(arguments: argparse.Namespace) -> None:
 def evaluate(arguments: argparse.Namespace) -> None:
     """Grade a policy on a task, print intervals, write a line a problem."""
     if arguments.output:
-        if Path(arguments.output).exists():
+        if Path(arguments.output).is_file():
             raise ValueError(f"--output {arguments.output}: is there already; choose another file")
         require_writable(arguments.output)
     policy, config, task = _policy_config_task(arguments, arguments.split)
