@@ -47,6 +47,12 @@ def arms_table(runs: Sequence[Run], base: str = "grpo") -> str:
     return "\n".join(rows)
 
 
+def broke_down(runs: Sequence[Run]) -> list[str]:
+    """Runs that ended, sampled and held out, below their first step's accuracy: e.g. "`gtpo` seed 5 (25 to 16 %)"."""
+    pairs = [(run, 100 * run.steps[0]["reward/outcome"], 100 * run.footer["sampled"]["accuracy"]) for run in runs]
+    return [f"`{run.arm}` seed {run.seed} ({start:.0f} to {end:.0f} %)" for run, start, end in pairs if end <= start]
+
+
 def load_cells(folder: Path = ROOT / "data" / "runs", kind: str = "regimes") -> dict[str, list[Run]]:
     """The recorded runs of GRPO, GTPO and the mends in every regime, the shipped policy's own first.
 
@@ -152,6 +158,7 @@ def results_text(folder: Path = ROOT / "data" / "runs") -> str:
             f"difference of {100 * gtpo.detectable:.1f} points would most likely have been seen. Both start at "
             f"{100 * start:.0f} %.",
             arms_table(ablation),
+            f"Of {len(ablation)} runs, those that broke down: {'; '.join(broke_down(ablation)) or 'none'}.",
             "**Where does it matter?** Other cold starts and other variants of the task:",
             regimes_table(cells),
             f"The tool was given up by: {'; '.join(given_up(cells)) or 'none'}.",

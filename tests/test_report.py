@@ -96,6 +96,11 @@ def test_a_tool_given_up_is_named(runs):
     assert report.given_up({"here": runs}) == ["GTPO in here (3.0 to 1.0 [1.0, 1.0] calls a rollout)"]
 
 
+def test_a_run_that_broke_down_is_named(runs):
+    assert report.broke_down(runs) == []
+    assert report.broke_down([make_run("gtpo", 3, [0.0, 0.0, 0.0, 0.0, 1.0, 0.0])]) == ["`gtpo` seed 3 (20 to 17 %)"]
+
+
 def test_mends_are_compared_where_they_were_run(runs):
     mend = [make_run("no_penalty", seed, [1.0, 1.0, 0.0, 1.0] * 50) for seed in range(5)]
     table = report.mends_table({"here": [*runs, *mend], "there": runs, "once": [*runs, mend[0]]})
