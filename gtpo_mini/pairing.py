@@ -78,7 +78,12 @@ def differences(
                 p_holm=1.0,
             )
         )
-    corrected = holm([difference.p for difference in found])
+    return correct(found)
+
+
+def correct(found: Sequence[Difference]) -> list[Difference]:
+    """The same differences, their p-values corrected (Holm) for all of them together."""
+    corrected = holm([difference.p for difference in found]) if found else []
     return [replace(difference, p_holm=p) for difference, p in zip(found, corrected, strict=True)]
 
 

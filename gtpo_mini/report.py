@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from .arms import ARMS, MENDS
 from .metrics import mean
-from .pairing import Difference, accuracies, differences, percent, points
+from .pairing import Difference, accuracies, correct, differences, percent, points
 from .regimes import REGIMES
 from .runs import Run, load_runs
-from .stats import holm, t_interval
+from .stats import t_interval
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- made by: python -m gtpo_mini report -->", "<!-- end of what is made -->"
@@ -71,8 +70,7 @@ def load_cells(folder: Path = ROOT / "data" / "runs", kind: str = "regimes") -> 
 def regime_differences(cells: Mapping[str, Sequence[Run]]) -> dict[str, Difference]:
     """GTPO minus GRPO in every regime of `load_cells`, p-values corrected over the regimes."""
     found = {name: differences(runs, ["gtpo"])[0] for name, runs in cells.items()}
-    corrected = holm([d.p for d in found.values()])
-    return {name: replace(d, p_holm=p) for (name, d), p in zip(found.items(), corrected, strict=True)}
+    return dict(zip(found, correct(list(found.values())), strict=True))
 
 
 def regimes_table(cells: Mapping[str, Sequence[Run]]) -> str:
@@ -105,17 +103,18 @@ def mends_table(cells: Mapping[str, Sequence[Run]]) -> str:
         "| regime | arm | seeds | minus GRPO, points | detectable | p (Holm) | calls at the start, end |",
         "|---|---|---|---|---|---|---|",
     ]
-    found = []
+    names, found = [], []
     for name, runs in cells.items():
         tried = [arm for arm in MENDS if sum(run.arm == arm for run in runs) > 1]
-        found += [(name, d) for d in differences(runs, ["gtpo", *tried])] if tried else []
-    for (name, d), p in zip(found, holm([d.p for _, d in found]) if found else [], strict=True):
+        more = differences(runs, ["gtpo", *tried]) if tried else []
+        names, found = [*names, *[name] * len(more)], [*found, *more]
+    for name, d in zip(names, correct(found), strict=True):
         mine = [run for run in cells[name] if run.arm == d.arm]
         calls = [run.footer["sampled"]["behaviour"]["rollout/calls"] for run in mine]
         start = mean([run.steps[0]["rollout/calls"] for run in mine])
         detectable = "" if math.isnan(d.detectable) else f"{100 * d.detectable:.1f}"
         rows.append(
-            f"| {name} | `{d.arm}` | {d.seeds} | {points(d.over_seeds)} | {detectable} | {p:.2g} "
+            f"| {name} | `{d.arm}` | {d.seeds} | {points(d.over_seeds)} | {detectable} | {d.p_holm:.2g} "
             f"| {start:.1f}, {mean(calls):.1f} |"
         )
     return "\n".join(rows)
@@ -124,11 +123,9 @@ def mends_table(cells: Mapping[str, Sequence[Run]]) -> str:
 def without_penalties(cells: Mapping[str, Sequence[Run]]) -> str:
     """What taking the penalties away does to GTPO, e.g. "weak +13.5 [+5.0, +22.0], p 0.02"; p-values corrected."""
     tried = {name: runs for name, runs in cells.items() if sum(run.arm == "no_penalty" for run in runs) > 1}
-    found = {name: differences(runs, ["no_penalty"], "gtpo")[0] for name, runs in tried.items()}
-    if not found:
-        return "not run"
-    parts = zip(found.items(), holm([d.p for d in found.values()]), strict=True)
-    return "; ".join(f"{name} {points(d.over_seeds)}, p {p:.2g}" for (name, d), p in parts)
+    found = correct([differences(runs, ["no_penalty"], "gtpo")[0] for runs in tried.values()])
+    parts = zip(tried, found, strict=True)
+    return "; ".join(f"{name} {points(d.over_seeds)}, p {d.p_holm:.2g}" for name, d in parts) or "not run"
 
 
 def given_up(cells: Mapping[str, Sequence[Run]]) -> list[str]:
@@ -162,7 +159,8 @@ def results_text(folder: Path = ROOT / "data" / "runs") -> str:
             "**Where does it matter?** Other cold starts and other variants of the task:",
             regimes_table(cells),
             f"The tool was given up by: {'; '.join(given_up(cells)) or 'none'}.",
-            *(("At half the learning rate (3e-4):", regimes_table(slower)) if slower else ()),
+            "At half the learning rate (3e-4):",
+            regimes_table(slower),
             f"Given up there by: {'; '.join(given_up(slower)) or 'none'}.",
             "**Two mends of our own**, beside the paper's form: the code's likeness as a potential (`potential`), and "
             "no penalty for failed calls (`no_penalty`):",

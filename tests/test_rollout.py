@@ -226,8 +226,10 @@ def test_a_slow_call_does_not_hold_up_the_other_rollouts(random_policy):
     assert_equals_a_fresh_forward(random_policy, rollouts)
 
 
-class Stuck(OneHangs):
+class Stuck:
     """A sandbox whose calls do not end by themselves, and that counts its sessions."""
+
+    workers = 2
 
     def __init__(self) -> None:
         self.opened, self.closed, self.lock = 0, 0, threading.Lock()
