@@ -68,9 +68,14 @@ class RowCache(Cache):
 
         ``leading``: the rows are 0..R-1. Place -1 is written by padding and read by none.
         """
+        self.hold(width)
+        self.rows, self.places, self.width, self.leading = rows, places, width, leading
+
+    def hold(self, width: int) -> int:
+        """Make room for ``width`` places, and one for padding; returns how many there are."""
         while self.places_held <= width:
             self.places_held *= 2
-        self.rows, self.places, self.width, self.leading = rows, places, width, leading
+        return self.places_held
 
     def move_rows(self, sources: list[int], targets: list[int]) -> None:
         """Copy rows ``sources`` over rows ``targets``."""

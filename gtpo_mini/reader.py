@@ -10,21 +10,24 @@ from transformers.cache_utils import DynamicCache
 from .attention import SharedPrefixes
 from .cache import RowCache
 from .policy import Policy
+from .replay import StepReplay
 
 _CHUNK = 512  # tokens of a row that one pass reads at most
 _PASS = 2048  # tokens that one pass reads at most: bounds its memory
 _ROUND = 16  # cached places are read in multiples of this
+_STEADY = 128  # or of this, where each width has a recording of its own
 
 
 class Reader:
     """Runs the model over ``rows`` rows, each of which continues the prompt of its group.
 
     Where the model's attention takes it, a group's prompt stays one, and its rows hold only what came after;
-    otherwise, or where ``share`` is False, each row begins with a copy of its prompt.
+    otherwise, or where ``share`` is False, each row begins with a copy of its prompt. ``replay`` takes the steps in
+    which all rows read one token.
     """
 
-    def __init__(self, policy: Policy, rows: int, share: bool) -> None:
-        self.policy, self.share = policy, share and policy.takes_attend
+    def __init__(self, policy: Policy, rows: int, share: bool, replay: StepReplay | None = None) -> None:
+        self.policy, self.share, self.replay = policy, share and policy.takes_attend, replay
         self.cache = RowCache(policy.model.config.get_text_config().num_hidden_layers, rows)
         self.prompts: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {}  # of a group: (heads, length, dim)
         self.groups = [-1] * rows  # whose prompt a row continues; an empty row keeps what it had
@@ -106,22 +109,46 @@ class Reader:
         self, rows: Sequence[int], ids: torch.Tensor, positions: torch.Tensor, places: torch.Tensor
     ) -> torch.Tensor:
         device = self.policy.device
-        width = -(-(int(places.max()) + 1) // _ROUND) * _ROUND
-        leading = list(rows) == list(range(len(rows)))
-        places = places.to(device)
-        self.cache.aim(torch.tensor(rows, device=device), places, width, leading)
+        everyone = list(rows) == list(range(len(self.groups)))
+        leading = everyone or list(rows) == list(range(len(rows)))
+        steady = self.replay is not None and everyone and ids.shape[1] == 1
+        step = _STEADY if steady else _ROUND
+        width = -(-(int(places.max()) + 1) // step) * step
+        attend = self._shared(rows) if self.share else None
+        # (R,); a tensor that the host fills would be waited for
+        chosen = torch.arange(len(rows), device=device) if leading else torch.tensor(rows, device=device)
+
+        def forward(inputs: torch.Tensor) -> torch.Tensor:
+            return self._forward(chosen, *inputs, width, leading, attend)
+
+        inputs = torch.stack([ids, positions, places])  # (3, R, Q)
+        if not steady:
+            return forward(inputs.to(device))
+        return self.replay.run((len(rows), width, self.cache.hold(width), attend), inputs, device, forward)
+
+    def _forward(
+        self,
+        rows: torch.Tensor,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        places: torch.Tensor,
+        width: int,
+        leading: bool,
+        attend: SharedPrefixes | None,
+    ) -> torch.Tensor:
+        """Logits (R, V) of ids (R, Q) at ``positions``, kept in ``places`` of ``rows``: all that the device does."""
+        self.cache.aim(rows, places, width, leading)
         dtype = self.policy.dtype
-        unseen = torch.arange(width, device=device) > places[..., None]  # (R, Q, W)
-        mask = torch.zeros(unseen.shape, dtype=dtype, device=device)
+        unseen = torch.arange(width, device=ids.device) > places[..., None]  # (R, Q, W)
+        mask = torch.zeros(unseen.shape, dtype=dtype, device=ids.device)
         mask = mask.masked_fill_(unseen, torch.finfo(dtype).min)[:, None]  # (R, 1, Q, W)
-        attend = {"attend": self._shared(rows)} if self.share else {}
         hidden = self.policy.hidden_states(
-            ids.to(device),
+            ids,
             attention_mask=mask,
-            position_ids=positions.to(device),
+            position_ids=positions,
             past_key_values=self.cache,
             use_cache=True,
-            **attend,
+            **({"attend": attend} if attend else {}),
         )
         return self.policy.logits(hidden[:, -1])
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from .chat import Chat
 from .policy import Policy
 from .protocol import ToolProtocol
+from .replay import StepReplay
 from .sandbox import Sandbox
 from .scheduler import Scheduler
 from .types import ExecutionResult, Problem, Trajectory
@@ -69,6 +70,7 @@ class RolloutEngine:
         self.policy, self.protocol, self.sandbox = policy, protocol, sandbox
         self.chat = Chat(policy, protocol)
         self.settings = settings or SamplingSettings()
+        self.replay = StepReplay() if policy.device.type == "cuda" else None
         self.context = min(self.settings.max_context or policy.context_length, policy.context_length)
         pieces = (policy.tokenizer.decode([i]) for i in range(len(policy.tokenizer)))
         self.stop_tokens = {i for i, piece in enumerate(pieces) if protocol.stop_character in piece}

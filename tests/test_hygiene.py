@@ -22,7 +22,7 @@ ORDER = (
     *("checks", "stats", "runs"),  # plain helpers, of use anywhere
     *("types", "sandbox", "branching", "grading", "records", "generators", "tasks", "protocol"),
     *("attention", "policy", "adapters", "chat"),
-    *("cache", "reader", "ongoing", "scheduler", "rollout"),
+    *("cache", "replay", "reader", "ongoing", "scheduler", "rollout"),
     *("rewards", "similarity", "shaping", "advantages", "packing", "loss"),
     *("config", "arms", "scoring", "metrics"),  # settings of the parts before them, and what a trainer measures
     *("record", "checkpoint", "update", "journal", "interrupt", "trackers"),  # what a long run survives by
