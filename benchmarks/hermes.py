@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import get_json_schema
 
 from gtpo_mini.chat import Chat
@@ -116,14 +116,17 @@ def _turns(question: str) -> Generator[str, ExecutionResult | None, None]:
     yield f"It is {total}."
 
 
-def make_model(folder: Path, template: str, base: Path | None = None) -> None:
-    """Teach ``base``, or else a model of the tiny policy's shape, to make `CALLS` calls and answer."""
+def make_model(
+    folder: Path, template: str, base: Path | None = None, shape: dict | None = None, device: str = "cpu"
+) -> None:
+    """Teach ``base``, or a new model of ``shape`` or else of the tiny policy's, to make `CALLS` calls and answer."""
     torch.manual_seed(0)
     if base is None:
         # As many merges as give a prompt of 290 tokens and a rollout of 110, rather than a whole sentence a token.
         tools = [template.split("# Tools")[1][:2000], json.dumps(BenchProtocol.tools[0])]
         tokenizer = train_tokenizer([*questions(300, 1), *tools * 3], vocabulary=500)
-        model, steps, batch_size, rate = tiny_model(tokenizer), 150, 12, 4e-3
+        model = tiny_model(tokenizer) if shape is None else new_model(shape, tokenizer, device)
+        steps, batch_size, rate = 150, 12, 0.5 / model.config.hidden_size  # smaller for the wider
     else:
         model, tokenizer = load_parts(base)
         steps, batch_size, rate = 16, 4, 2e-4
@@ -135,12 +138,24 @@ def make_model(folder: Path, template: str, base: Path | None = None) -> None:
     policy.save(folder)
 
 
-def load_parts(folder: Path) -> tuple:
+def new_model(shape: dict, tokenizer, device: str) -> torch.nn.Module:
+    """Random weights of a Qwen2 shape. As a Llama, which computes the same: transformers would load a folder of the
+    type qwen2 with Qwen2's own tokenizer rules, and our tokenizer has others."""
+    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    config = AutoConfig.for_model("llama", attention_bias=True, **shape, **special)
+    with torch.device(device):
+        return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").float().eval()
+
+
+def load_parts(folder: Path, quantize: str | None = None, device: str = "cpu") -> tuple:
     """Model and tokenizer as any user of transformers has them."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+    kind = torch.float32 if device == "cpu" else torch.bfloat16
+    options = {}
+    if quantize:
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type=quantize, bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=kind
+        )
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=kind, attn_implementation="sdpa", device_map={"": device}, **options
+    )
     return model.eval(), AutoTokenizer.from_pretrained(folder)
-
-
-def load(folder: Path) -> Policy:
-    """The same as our policy."""
-    return Policy(*load_parts(folder), "hermes")

@@ -1,9 +1,11 @@
 """Our engine and step against TRL's ``GRPOTrainer(tools=[...])``: interleaved in one process, step by step.
 
     python benchmarks/vs_trl.py --path generate --tool fast --steps 5
+    python benchmarks/vs_trl.py --path generate --shape Qwen2.5-1.5B --quantize nf4 --tokens 1024     # on a GPU
 
 Same weights, prompts, group size, temperature, turn and token limits, tool, loss and number of updates. A group's
 reward is a coin's, so that both sides make the full update; the learning rate is so small that the weights stay.
+Peak memory is that of a process that runs one side alone.
 Needs ``pip install -e '.[bench]'``. Writes ``benchmarks/results/``.
 """
 
@@ -12,14 +14,14 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import resource
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import hermes
@@ -27,32 +29,66 @@ import torch
 import transformers
 import trl
 from datasets import Dataset
+from memory_table import SHAPES
+from peft import LoraConfig
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from gtpo_mini.chat import Chat
 from gtpo_mini.metrics import run_header
+from gtpo_mini.policy import load_policy
 from gtpo_mini.rollout import RolloutEngine
 from gtpo_mini.trainer import TrainConfig, Trainer, score
 
-GROUP, TURN_TOKENS, CALLS = 8, 128, 3
+GROUP, CALLS, RANK = 8, 3, 16
 RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Case:
+    """What both sides run."""
+
+    path: str
+    tool: str
+    steps: int
+    folder: Path
+    problems: int
+    tokens: int
+    quantize: str | None
+    device: str
+
+    @property
+    def name(self) -> str:
+        return "-".join(filter(None, [self.folder.name, self.quantize, self.path, self.tool]))
+
+    @property
+    def command(self) -> list[str]:
+        """Arguments that make it again."""
+        options = {"model": self.folder, "path": self.path, "tool": self.tool, "steps": self.steps,
+                   "problems": self.problems, "tokens": self.tokens, "quantize": self.quantize}  # fmt: skip
+        return [x for name, value in options.items() if value is not None for x in (f"--{name}", str(value))]
+
+    @property
+    def tool_and_workers(self) -> tuple:
+        return (hermes.python, 2) if self.tool == "fast" else (hermes.slow_python, 8)
 
 
 class Ours:
     """One GRPO step of this package at a time, and what it cost."""
 
-    def __init__(self, folder: Path, tool, workers: int, problems: int) -> None:
-        policy = hermes.load(folder)
-        prompt = len(Chat(policy, hermes.BenchProtocol()).encode_prompt(hermes.coin_task(1).problems[0]))
+    def __init__(self, case: Case) -> None:
+        policy = load_policy(case.folder, case.quantize, device=case.device, lora_rank=RANK if case.quantize else None)
+        protocol = hermes.BenchProtocol()
+        prompt = len(Chat(policy, protocol).encode_prompt(hermes.coin_task(1).problems[0]))
         # TRL's budget for all of a completion, tool text included, is its budget for one turn.
         config = TrainConfig(
-            method="grpo", alpha=0.0, problems_per_step=problems, group_size=GROUP, learning_rate=1e-9,
-            max_turns=CALLS + 1, max_turn_tokens=TURN_TOKENS, max_context=prompt + TURN_TOKENS, tokens_per_pass=4096,
+            method="grpo", alpha=0.0, problems_per_step=case.problems, group_size=GROUP, learning_rate=1e-9,
+            max_turns=CALLS + 1, max_turn_tokens=case.tokens, max_context=prompt + case.tokens, tokens_per_pass=4096,
+            gradient_checkpointing=bool(case.quantize),
         )  # fmt: skip
         self.trainer = Trainer(policy, hermes.coin_task(64), config)
-        box = hermes.ToolBox(tool, workers)
-        self.engine = RolloutEngine(policy, hermes.BenchProtocol(), box, config.sampling())
+        box = hermes.ToolBox(*case.tool_and_workers)
+        self.engine = RolloutEngine(policy, protocol, box, config.sampling())
         self.lines: list[dict] = []
 
     def step(self) -> None:
@@ -97,7 +133,7 @@ class Theirs(GRPOTrainer):
 class Interleave(TrainerCallback):
     """After each of TRL's steps, one of ours; the first of each is a warm-up."""
 
-    def __init__(self, ours: Ours) -> None:
+    def __init__(self, ours: Ours | None) -> None:
         self.ours, self.lines, self.trainer = ours, [], None
 
     def on_step_begin(self, *args, **kwargs) -> None:
@@ -108,6 +144,8 @@ class Interleave(TrainerCallback):
         line["step"] = time.perf_counter() - self.begin
         line["update"] = line["step"] - line["rollout"]
         self.lines.append(line)
+        if self.ours is None:
+            return
         self.ours.step()
         print(
             f"  TRL rollout {line['rollout']:.2f} s step {line['step']:.2f} s, {line['calls']} calls, {line['tokens']} "
@@ -116,29 +154,60 @@ class Interleave(TrainerCallback):
         )  # fmt: skip
 
 
-def compare(path: str, tool, workers: int, steps: int, folder: Path, problems: int) -> dict:
-    """Run ``steps`` pairs of steps after one pair of warm-up."""
-    ours = Ours(folder, tool, workers, problems)
+def theirs(case: Case, folder: str, callback: Interleave) -> Theirs:
+    """TRL's trainer for the case."""
+    on_gpu, quantised = case.device != "cpu", {}
+    if case.quantize:
+        quantised = {"peft_config": LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear")}
+    config = GRPOConfig(
+        output_dir=folder, use_cpu=not on_gpu, bf16=on_gpu, gradient_checkpointing=bool(case.quantize), beta=0.0,
+        learning_rate=1e-9,
+        per_device_train_batch_size=16, gradient_accumulation_steps=case.problems * GROUP // 16,
+        num_generations=GROUP, max_completion_length=case.tokens, max_tool_calling_iterations=CALLS,
+        temperature=1.0, top_p=1.0, top_k=0, max_steps=case.steps + 1, report_to="none", save_strategy="no",
+        logging_steps=10**6, disable_tqdm=True, log_completions=False,
+        use_transformers_continuous_batching=case.path == "batching",
+    )  # fmt: skip
+    model, tokenizer = hermes.load_parts(case.folder, case.quantize, case.device)
+    data = [{"prompt": [{"role": "user", "content": p.question}]} for p in hermes.coin_task(64).problems]
+    return Theirs(
+        model=model, processing_class=tokenizer, args=config, tools=[case.tool_and_workers[0]], **quantised,
+        train_dataset=Dataset.from_list(data), callbacks=[callback],
+        reward_funcs=lambda completions, **_: [float(random.random() < 0.5) for _ in completions],
+    )  # fmt: skip
+
+
+def compare(case: Case, side: str) -> dict:
+    """Run ``steps`` pairs of steps after one pair of warm-up, or one side alone."""
+    ours = None if side == "trl" else Ours(case)
+    if side == "ours":
+        for _ in range(case.steps + 1):
+            ours.step()
+        return {"ours": ours.lines[1:]}
     interleave = Interleave(ours)
     with tempfile.TemporaryDirectory() as output:
-        config = GRPOConfig(
-            output_dir=output, use_cpu=True, bf16=False, gradient_checkpointing=False, learning_rate=1e-9, beta=0.0,
-            per_device_train_batch_size=16, gradient_accumulation_steps=problems * GROUP // 16,
-            num_generations=GROUP, max_completion_length=TURN_TOKENS, max_tool_calling_iterations=CALLS,
-            temperature=1.0, top_p=1.0, top_k=0, max_steps=steps + 1, report_to="none", save_strategy="no",
-            logging_steps=10**6, disable_tqdm=True, log_completions=False,
-            use_transformers_continuous_batching=path == "batching",
-        )  # fmt: skip
-        model, tokenizer = hermes.load_parts(folder)
-        data = [{"prompt": [{"role": "user", "content": p.question}]} for p in hermes.coin_task(64).problems]
-        trainer = Theirs(
-            model=model, processing_class=tokenizer, args=config, tools=[tool],
-            train_dataset=Dataset.from_list(data), callbacks=[interleave],
-            reward_funcs=lambda completions, **_: [float(random.random() < 0.5) for _ in completions],
-        )  # fmt: skip
+        trainer = theirs(case, output, interleave)
         interleave.trainer = trainer
         trainer.train()
-    return {"ours": ours.lines[1:], "trl": interleave.lines[1:]}
+    return {"ours": ours.lines[1:] if ours else [], "trl": interleave.lines[1:]}
+
+
+def peak_mib(device: str) -> float:
+    """Of this process, so far: what torch held on a GPU, or all of its memory."""
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated() / 2**20
+    # Not getrusage: its peak is the parent's, where that was larger.
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 2**10
+
+
+def peak_alone(case: Case, side: str) -> dict[str, float]:
+    """MiB of a process that imports everything and loads nothing, and its peak over three steps of one side."""
+    command = [sys.executable, __file__, *replace(case, steps=2).command, "--side", side]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command[1:])} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def summary(lines: dict[str, list[dict]]) -> dict:
@@ -168,7 +237,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--model", type=Path, help="folder of the model; made (in minutes) if it is not there")
     parser.add_argument("--base", type=Path, help="a model with ChatML tokens to make it from, in place of a tiny one")
+    parser.add_argument("--shape", choices=SHAPES, help="make it of this shape, from random weights")
+    parser.add_argument("--quantize", choices=("nf4",), help=f"4-bit weights with LoRA of rank {RANK}, on both sides")
     parser.add_argument("--problems", type=int, default=8, help=f"groups of {GROUP} a step; an even number")
+    parser.add_argument("--tokens", type=int, default=128, help="that a rollout may have after its prompt")
+    parser.add_argument(
+        "--side", choices=("both", "ours", "trl"), default="both", help="one alone: only its peak memory"
+    )
     parser.add_argument(
         "--limit", type=int, default=300, help="seconds a case may take, after which it is recorded as unfinished"
     )
@@ -176,43 +251,50 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     transformers.utils.logging.set_verbosity_error()
-    folder = args.model or Path(__file__).parent / "tiny"
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    folder = args.model or Path(__file__).parent / (args.shape or "tiny")
     if not folder.is_dir():
         template = Path(trl.__file__).parent / "chat_templates" / "qwen2_5.jinja"
-        hermes.make_model(folder, template.read_text(encoding="utf-8"), args.base)
+        hermes.make_model(folder, template.read_text(encoding="utf-8"), args.base, SHAPES.get(args.shape), device)
     RESULTS.mkdir(exist_ok=True)
+    case = Case(args.path, args.tool, args.steps, folder, args.problems, args.tokens, args.quantize, device)
     if args.path is None:
         for path, tool in (("generate", "fast"), ("generate", "slow"), ("batching", "fast")):
-            options = {"path": path, "tool": tool, "steps": args.steps, "problems": args.problems, "model": folder}
+            case = replace(case, path=path, tool=tool)
             try:
-                command = [x for name, value in options.items() for x in (f"--{name}", str(value))]
-                subprocess.run([sys.executable, __file__, *command], check=True, timeout=args.limit)
+                subprocess.run([sys.executable, __file__, *case.command], check=True, timeout=args.limit)
             except subprocess.TimeoutExpired:
-                record = {"case": f"{folder.name}-{path}-{tool}", "unfinished_after_s": args.limit, "steps": args.steps}
-                (RESULTS / f"vs_trl-{folder.name}-{path}-{tool}.json").write_text(json.dumps(record, indent=1) + "\n")
+                record = {"case": case.name, "unfinished_after_s": args.limit, "steps": args.steps}
+                (RESULTS / f"vs_trl-{case.name}.json").write_text(json.dumps(record, indent=1) + "\n")
                 print(f"{path}, {tool} tool: not finished in {args.limit} s", flush=True)
         return
-    tool, workers = (hermes.python, 2) if args.tool == "fast" else (hermes.slow_python, 8)
-    header = run_header(TrainConfig(), "hermes", "coin", "cpu")  # before the run: the tree may change meanwhile
-    lines = compare(args.path, tool, workers, args.steps, folder, args.problems)
+    if args.side != "both":
+        before = peak_mib(device)
+        compare(case, args.side)
+        print(json.dumps({"before": before, "peak": peak_mib(device)}))
+        return
+    header = run_header(TrainConfig(), "hermes", "coin", device)  # before the run: the tree may change meanwhile
+    lines = compare(case, "both")
+    memory = {side: peak_alone(case, side) for side in ("ours", "trl")}
     record = {
-        "case": f"{folder.name}-{args.path}-{args.tool}",
-        "command": f"python benchmarks/vs_trl.py --model {folder.name} --path {args.path} --tool {args.tool} "
-        f"--steps {args.steps} --problems {args.problems}",
+        "case": case.name,
+        "command": " ".join(["python benchmarks/vs_trl.py", *replace(case, folder=Path(folder.name)).command]),
         "commit": header["commit"],
         "versions": {**header["versions"], "trl": trl.__version__},
-        "device": "cpu, 1 thread",
-        "tool_workers": workers,
-        "peak_gib_of_both": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "device": "cpu, 1 thread" if device == "cpu" else torch.cuda.get_device_name(),
+        "tool_workers": case.tool_and_workers[1],
+        "peak_mib_alone": memory,
         **summary(lines),
         "steps": lines,
     }
-    (RESULTS / f"vs_trl-{record['case']}.json").write_text(json.dumps(record, indent=1) + "\n")
+    (RESULTS / f"vs_trl-{case.name}.json").write_text(json.dumps(record, indent=1) + "\n")
     for key, value in record["trl_over_ours"].items():
         spread = f"{value['median']:.2f} [{value['min']:.2f}, {value['max']:.2f}]"
-        print(f"{args.path}, {args.tool} tool: TRL / ours, {key}: {spread}", flush=True)
+        print(f"{case.name}: TRL / ours, {key}: {spread}", flush=True)
     share = record["sides"]["ours"]["gtpo_over_grpo"]
     print(f"GTPO's own part of a step: {share['median']:.2%} [{share['min']:.2%}, {share['max']:.2%}]", flush=True)
+    words = [f"{side} {found['peak']:.0f} MiB ({found['before']:.0f} before)" for side, found in memory.items()]
+    print(f"peak memory of each side alone: {', '.join(words)}", flush=True)
 
 
 if __name__ == "__main__":
