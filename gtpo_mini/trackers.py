@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from accelerate import PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
 
 
@@ -26,6 +27,8 @@ trackio, wandb
 
     def __init__(self, wanted: Sequence[str | GeneralTracker], folder: Path | None) -> None:
         self.trackers: list[GeneralTracker] = []
+        if wanted:
+            PartialState()  # the trackers' own log messages ask it which process they are in
         for name in wanted:
             if isinstance(name, GeneralTracker):
                 self.trackers.append(name)

@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from accelerate import PartialState
+from accelerate.logging import get_logger
 from accelerate.tracking import GeneralTracker, get_available_trackers
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -109,6 +111,7 @@ class Kept(GeneralTracker):
         return self.said
 
     def start(self):
+        get_logger(__name__).debug("accelerate's own trackers log, W&B's at once; it raises where there is no state")
         self.said.append("start")
 
     def store_init_configuration(self, values):
@@ -122,6 +125,7 @@ class Kept(GeneralTracker):
 
 
 def test_trackers_get_every_step(sandbox):
+    PartialState._reset_state()  # another test may have left one
     kept = Kept()
     one = Trainer(load_policy("tiny", device="cpu"), load_task("branching"), SMALL, sandbox=sandbox, trackers=[kept])
     history = one.train()
