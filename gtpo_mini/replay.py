@@ -7,6 +7,7 @@ everything if a recording ever differs from the plain step.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Hashable
 
@@ -18,9 +19,15 @@ _CLOSE = 0.02  # of the largest logit; half precision rounds to 0.004
 Step = Callable[[], torch.Tensor]
 
 
+@functools.cache
+def _side_stream() -> torch.cuda.Stream:
+    """One for all recordings: the allocator keeps memory for each stream apart."""
+    return torch.cuda.Stream()
+
+
 def record_cuda(step: Step) -> Step:
     """Record ``step`` on the GPU; the result plays it again into the same tensor."""
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    graph, stream = torch.cuda.CUDAGraph(), _side_stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         step()  # so that libraries have their work space before the recording
