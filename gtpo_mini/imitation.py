@@ -216,6 +216,7 @@ def imitate(
     count = -(-len(ordered) // batch)
     cuts = [i * len(ordered) // count for i in range(count + 1)]  # batches of nearly one size, none left out
     batches = [ordered[begin:end] for begin, end in pairwise(cuts)]
+    policy.train_in_float32()
     optimizer = torch.optim.AdamW(policy.trainable_parameters(), lr=learning_rate, weight_decay=0.01)
     policy.model.train()
     losses: list[float] = []

@@ -101,8 +101,14 @@ class Policy:
         """What the optimiser changes: all weights, or the adapter's."""
         return [p for p in self.model.parameters() if p.requires_grad]
 
+    def train_in_float32(self) -> None:
+        """Weights that are to change become float32: in 16 bits small steps are lost, and AdamW divides by zero."""
+        if not self.is_lora:  # peft keeps an adapter in float32 by itself
+            self.model.float()
+
     def make_optimizer(self, learning_rate: float) -> torch.optim.Optimizer:
         """AdamW without weight decay; on a 4-bit base bitsandbytes' 8-bit form, whose moments a GPU can page out."""
+        self.train_in_float32()
         kind = torch.optim.AdamW
         if getattr(self._plain, "is_loaded_in_4bit", False):
             from bitsandbytes import optim

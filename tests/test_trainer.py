@@ -123,6 +123,18 @@ def test_qlora_trains_with_8_bit_moments_and_an_untouched_base(sandbox):
     assert all(math.isfinite(m["grad/norm"]) and m["loss/sampler_mismatch"] < 1e-4 for m in trainer.history)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_weights_that_are_trained_are_float32_whatever_a_gpu_loads(dtype, sandbox):
+    policy = load_policy("tiny", device="cpu", dtype=dtype)
+    trainer = run(replace(SMALL, steps=3), policy, sandbox=sandbox)
+    assert not any(m["update/skipped"] for m in trainer.history)  # float16 moments gave NaN after one step
+    assert {weight.dtype for weight in policy.trainable_parameters()} == {torch.float32}
+    adapted = load_policy("tiny", lora_rank=2, device="cpu", dtype=dtype)
+    adapted.train_in_float32()
+    assert {weight.dtype for weight in adapted.trainable_parameters()} == {torch.float32}
+    assert adapted.dtype == getattr(torch, dtype)  # the base, which nobody changes, stays as it is
+
+
 def test_a_step_that_teaches_does_not_warn(sandbox):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
