@@ -77,11 +77,11 @@ class Trainer:
         self.transcripts = self.journal.folder / "rollouts.jsonl" if record_rollouts else None
         self.history: list[dict[str, float]] = []
         self.last: tuple[list[Trajectory], list[list[float]], list[list[float]]] = ([], [], [])  #: of the last step
-        if self.config.kl_coefficient:
-            policy.keep_reference()
         if self.config.gradient_checkpointing:
             policy.checkpoint_gradients()
         self.optimizer = policy.make_optimizer(self.config.learning_rate)
+        if self.config.kl_coefficient:
+            policy.keep_reference()  # in the precision that the optimiser asked for
         self._update = Update(policy, self.config, self.optimizer)
         self._interrupts = Interrupts()
         self._settled = True  # the weights are those after the last step in `history`
