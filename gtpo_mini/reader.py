@@ -163,7 +163,7 @@ class Reader:
             everyone = SharedPrefixes(stack, lengths, [groups.index(group) for group in self.groups])
             self._stack = (groups, lengths, stack, everyone)
         groups, lengths, stack, everyone = self._stack
-        if len(rows) == len(self.groups):
+        if list(rows) == list(range(len(self.groups))):  # all of them in another order would get others' prompts
             return everyone
         some = sorted({self.groups[row] for row in rows})
         slots = [groups.index(group) for group in some]

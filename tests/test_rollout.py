@@ -9,6 +9,7 @@ from small_models import save_model
 
 from gtpo_mini.policy import load_policy
 from gtpo_mini.protocol import FencedProtocol, ParsedTurn, load_protocol
+from gtpo_mini.reader import Reader
 from gtpo_mini.rollout import RolloutEngine, SamplingSettings
 from gtpo_mini.tasks import load_task
 from gtpo_mini.types import ExecutionResult, Problem, StopReason
@@ -317,3 +318,19 @@ def test_bad_settings_are_named():
     ):
         with pytest.raises(ValueError, match=next(iter(changes))):
             SamplingSettings(**changes)
+
+
+def test_rows_may_be_read_in_any_order(random_policy):
+    """All rows at once, but not in their order, were once given each other's prompts."""
+    prompts = {group: random_policy.encode(text) for group, text in enumerate(("How many are there?", "Who?", "When?"))}
+    chunks = [random_policy.encode(text) for text in ("one two three four", "five", "six seven")]
+    found = {}
+    for order in ((0, 1, 2), (2, 0, 1)):
+        reader = Reader(random_policy, 3, share=True)
+        with torch.inference_mode():
+            reader.read_prompts(prompts)
+            reader.seat(range(3), range(3))
+            logits = reader.read(order, [chunks[row] for row in order], [len(prompts[row]) for row in order])
+        found[order] = dict(zip(order, logits, strict=True))
+    for row in range(3):
+        torch.testing.assert_close(found[0, 1, 2][row], found[2, 0, 1][row], atol=1e-5, rtol=0)
