@@ -99,8 +99,8 @@ def measure(shape: dict, context: int, tokens_per_pass: int, prompt: int = PROMP
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         found = trainer.step(engine, number)
-    peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else float("nan")
-    return {"peak": peak, **{f"{part}_s": found[f"time/{part}"] for part in ("rollout", "update", "step")}}
+    times = {f"{part}_s": found[f"time/{part}"] for part in ("rollout", "update", "step")}
+    return {"peak": found["memory/peak_gib"], **times}
 
 
 def main() -> None:

@@ -109,12 +109,12 @@ class Reader:
         self, rows: Sequence[int], ids: torch.Tensor, positions: torch.Tensor, places: torch.Tensor
     ) -> torch.Tensor:
         device = self.policy.device
-        everyone = list(rows) == list(range(len(self.groups)))
-        leading = everyone or list(rows) == list(range(len(rows)))
+        leading = list(rows) == list(range(len(rows)))
+        everyone = leading and len(rows) == len(self.groups)
         steady = self.replay is not None and everyone and ids.shape[1] == 1
         step = _STEADY if steady else _ROUND
         width = -(-(int(places.max()) + 1) // step) * step
-        attend = self._shared(rows) if self.share else None
+        attend = self._shared(rows, everyone) if self.share else None
         # (R,); a tensor that the host fills would be waited for
         chosen = torch.arange(len(rows), device=device) if leading else torch.tensor(rows, device=device)
 
@@ -152,19 +152,19 @@ class Reader:
         )
         return self.policy.logits(hidden[:, -1])
 
-    def _shared(self, rows: Sequence[int]) -> SharedPrefixes:
-        """Which prompt each of ``rows`` continues; kept for all rows until one of them begins anew."""
+    def _shared(self, rows: Sequence[int], everyone: bool) -> SharedPrefixes:
+        """Which prompt each of ``rows`` continues; kept for all rows, in their order, until one of them begins anew."""
         if self._stack is None:
             groups = sorted(set(self.groups))
             lengths = [self.prompts[group][0][0].shape[1] for group in groups]
             stack = []
             for parts in zip(*(self.prompts[group] for group in groups), strict=True):
                 stack.append(tuple(_stack(tensors, max(lengths)) for tensors in zip(*parts, strict=True)))
-            everyone = SharedPrefixes(stack, lengths, [groups.index(group) for group in self.groups])
-            self._stack = (groups, lengths, stack, everyone)
-        groups, lengths, stack, everyone = self._stack
-        if list(rows) == list(range(len(self.groups))):  # all of them in another order would get others' prompts
-            return everyone
+            whole = SharedPrefixes(stack, lengths, [groups.index(group) for group in self.groups])
+            self._stack = (groups, lengths, stack, whole)
+        groups, lengths, stack, whole = self._stack
+        if everyone:
+            return whole
         some = sorted({self.groups[row] for row in rows})
         slots = [groups.index(group) for group in some]
         if len(slots) < len(groups):

@@ -43,8 +43,7 @@ class Scheduler:
         room = self.settings.max_turns * (self.settings.max_turn_tokens + _TOOL_TOKENS)
         self.context = min(engine.context, longest + room)
         share = group_size > 1 and all(r.prompt_length > 1 for r in self.rollouts)
-        self.replay = engine.replay
-        self.reader = Reader(self.policy, len(self.rows), share, self.replay)
+        self.reader = Reader(self.policy, len(self.rows), share, engine.replay)
         self.patience = self.settings.tool_patience
         if self.patience is None and self.policy.device.type != "cpu":
             self.patience = _PATIENCE
@@ -62,8 +61,8 @@ class Scheduler:
                     self._abandon()
                     raise
         finally:
-            if self.replay is not None:
-                self.replay.forget()
+            if self.reader.replay is not None:
+                self.reader.replay.forget()
             for rollout in self.rollouts:  # none is open where all went well
                 if rollout.session is not None:
                     rollout.session.close()
