@@ -49,6 +49,8 @@ class Policy:
             raise ValueError(f"model {name!r}: layers of type {sorted(other)}; the rollout caches full attention only")
         self.eos_ids = self._eos_ids()
         self.takes_attend = install(self._plain)  #: rollouts can share their group's prompt
+        for dropout in (module for module in model.modules() if isinstance(module, nn.Dropout)):
+            dropout.p = 0.0  # or the update would see another policy than the one that sampled
         self._frozen: nn.Module | None = None
 
     @property
@@ -205,7 +207,7 @@ def load_policy(
             model = AutoModelForCausalLM.from_pretrained(source, **options)
     except Exception as error:  # a broken folder raises whatever its reader happens to raise
         where = "the folder" if folder.is_dir() else "neither a folder here nor a model that the hub gave:"
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"model {name!r}: {where} {source!r} cannot be loaded ({reason})") from error
     if not quantize:
         model = model.to(device)

@@ -8,6 +8,7 @@ from statistics import fmean, pstdev
 
 import pytest
 import torch
+from small_models import save_model
 
 from gtpo_mini.arms import ARMS, arm_config
 from gtpo_mini.config import TrainConfig, load_profile
@@ -240,6 +241,21 @@ def test_a_sampler_that_differs_is_weighed_and_capped(tiny_policy, sandbox):
         assert metrics["loss/sampler_mismatch"] == pytest.approx(shift, abs=1e-4)
     assert norms[0.5] == pytest.approx(norms[0.0] * math.exp(0.5), rel=1e-3)
     assert norms[5.0] == pytest.approx(norms[0.0] * 2.0, rel=1e-3)
+
+
+def test_dropout_does_not_part_the_update_from_the_sampler(tmp_path, sandbox):
+    folder = save_model(tmp_path, "phi", resid_pdrop=0.3, embd_pdrop=0.3)
+    config = replace(SMALL, steps=1, problems_per_step=2, max_context=800, kl_coefficient=1e-9)
+    metrics = run(config, load_policy(folder, device="cpu"), sandbox=sandbox).history[0]
+    assert 0 < metrics["loss/sampler_mismatch"] < 1e-5
+
+
+def test_an_update_that_sees_another_policy_is_told(sandbox):
+    policy = load_policy("tiny", device="cpu")
+    norm = policy.model.get_decoder().norm
+    norm.register_forward_hook(lambda module, _, hidden: hidden * (1.1 if module.training else 1.0))
+    with pytest.warns(UserWarning, match=r"sees another policy than the one that sampled, by 0\.\d+ nats a token"):
+        run(replace(SMALL, steps=1), policy, sandbox=sandbox)
 
 
 def test_problems_come_once_an_epoch_in_an_order_that_the_seed_fixes(tiny_policy):
