@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import random
 import threading
 import time
+import zlib
 
 import pytest
 import torch
@@ -83,6 +85,37 @@ def test_sampler_equals_a_fresh_forward_across_turns_refills_and_long_outputs(ki
     for rollout in rollouts:
         assert_consistent(rollout, policy, protocol)
     assert_equals_a_fresh_forward(policy, rollouts)
+
+
+class Varied(OftenCalls):
+    """A third of the turns answer; what a call prints, when it comes back, and whether it fails hang on the text."""
+
+    def is_complete(self, text: str) -> bool:
+        return len(text) >= 6
+
+    def read(self, text: str) -> ParsedTurn:
+        kind = zlib.crc32(text.encode("utf-8", "replace"))
+        if not self.is_complete(text) or kind % 3 == 0:
+            return ParsedTurn(answer=text.strip() or None)
+        works = f"import time; time.sleep({kind % 5 / 200}); print('so many ' * {kind % 20})"
+        return ParsedTurn(code="1 / 0" if kind % 6 == 1 else works)
+
+
+@pytest.mark.parametrize("seed", range(15))
+def test_any_settings_give_the_log_probabilities_of_a_fresh_forward(seed, random_policy, sandbox):
+    rng = random.Random(seed)
+    settings = SamplingSettings(
+        max_turns=rng.randint(5, 8),
+        max_turn_tokens=rng.randint(8, 24),
+        max_context=rng.choice([None, None, 800]),
+        rows=rng.choice([40, 40, rng.randint(1, 5)]),
+        tool_patience=rng.choice([None, None, 0.0, 0.01]),
+    )
+    asked = [Problem(str(i), "How many? " + "so many " * rng.randint(0, 30), "1") for i in range(rng.randint(2, 3))]
+    rollouts = RolloutEngine(random_policy, Varied(), sandbox, settings).generate(asked, rng.randint(2, 3), seed)
+    for rollout in rollouts:
+        assert_consistent(rollout, random_policy, Varied())
+    assert_equals_a_fresh_forward(random_policy, rollouts)
 
 
 def test_long_prompts_and_outputs_are_read_in_chunks_of_any_size(random_policy, sandbox, monkeypatch):
