@@ -60,7 +60,7 @@ class StepReplay:
     def forget(self) -> None:
         """Give up the recording, and the memory that it holds."""
         self.key: Hashable = None
-        self.seen, self.inputs, self.replay = 0, None, None
+        self.seen, self.inputs, self.replay, self.step = 0, None, None, None
 
     def run(
         self, key: Hashable, inputs: torch.Tensor, device: torch.device, step: Callable[[torch.Tensor], torch.Tensor]
@@ -96,4 +96,5 @@ class StepReplay:
             self.works = False
             warnings.warn(f"decoding without CUDA graphs: {str(error).splitlines()[0]}", stacklevel=2)
         else:
-            self.inputs, self.replay = inputs, replay
+            # With the step live the tensors that it holds; the recording knows only where they lie.
+            self.inputs, self.replay, self.step = inputs, replay, step

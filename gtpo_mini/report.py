@@ -146,7 +146,6 @@ def results_text(folder: Path = ROOT / "data" / "runs") -> str:
     ablation, cells, slower = load_runs(folder / "ablation"), load_cells(folder), load_cells(folder, "regimes_3e-4")
     config, sampled = ablation[0].header["config"], ablation[0].footer["sampled"]
     (gtpo,) = differences(ablation, ["gtpo"])
-    (mended,) = differences(load_runs(folder / "mended"), ["gtpo"])
     start = mean([run.steps[0]["reward/outcome"] for run in ablation])
     return "\n\n".join(
         [
@@ -154,8 +153,7 @@ def results_text(folder: Path = ROOT / "data" / "runs") -> str:
             f"({gtpo.seeds} paired seeds, 95 % t-interval; over the {len(sampled['per_problem'])} problems "
             f"[{100 * gtpo.over_problems.low:+.1f}, {100 * gtpo.over_problems.high:+.1f}]): {gtpo.verdict}. A true "
             f"difference of {100 * gtpo.detectable:.1f} points would most likely have been seen. Both start at "
-            f"{100 * start:.0f} %. Made again after a mend of the sampler, {mended.seeds} seeds each: "
-            f"{points(mended.over_seeds)} points; the other runs here are of before it (`data/README.md`).",
+            f"{100 * start:.0f} %.",
             arms_table(ablation),
             f"Of {len(ablation)} runs, those that broke down: {'; '.join(broke_down(ablation)) or 'none'}.",
             "**Where does it matter?** Other cold starts and other variants of the task:",

@@ -7,6 +7,7 @@ So a step that reads something new from Python, or a cache that moved, gives wro
 from __future__ import annotations
 
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -21,23 +22,31 @@ from gtpo_mini.rollout import RolloutEngine, SamplingSettings
 
 
 class Tape(TorchDispatchMode):
-    """The operations of a step, to be done again on the same tensors."""
+    """The operations of a step, to be done again on the same tensors; only those that it made are kept alive."""
 
     def __init__(self) -> None:
         super().__init__()
         self.done: list[tuple] = []
+        self.made: set[int] = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is torch.ops.aten._local_scalar_dense.default:
             raise RuntimeError("a GPU cannot record a number that the host waits for")
         found = func(*args, **(kwargs or {}))
-        self.done.append((func, args, kwargs or {}, found))
+        self.done.append((func, *tree_map(self.loosen, (args, kwargs or {})), found))
+        self.made.update(map(id, tree_leaves(found)))
         return found
+
+    def loosen(self, x):
+        return weakref.ref(x) if isinstance(x, torch.Tensor) and id(x) not in self.made else x
 
     def play(self, result: torch.Tensor) -> torch.Tensor:
         now: dict[int, torch.Tensor] = {}  # instead of what the recording made
 
         def swap(x):
+            if isinstance(x, weakref.ref):
+                x = x()
+                assert x is not None, "a recording reads memory that was given back"
             return now.get(id(x), x)
 
         for func, args, kwargs, found in self.done:
