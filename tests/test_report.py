@@ -96,6 +96,12 @@ def test_a_tool_given_up_is_named(runs):
     assert report.given_up({"here": runs}) == ["GTPO in here (3.0 to 1.0 [1.0, 1.0] calls a rollout)"]
 
 
+def test_added_seeds_are_looked_at_alone(runs):
+    mend = [make_run("no_penalty", seed, [1.0, 1.0, 0.0, 1.0] * 50) for seed in range(5)]
+    (d,) = differences([run for run in runs if run.seed > 1], ["gtpo"])
+    assert f"`gtpo` minus `grpo` {report.points(d.over_seeds)} points" in report.seen_again([*runs, *mend], first=2)
+
+
 def test_a_run_that_broke_down_is_named(runs):
     assert report.broke_down(runs) == []
     assert report.broke_down([make_run("gtpo", 3, [0.0, 0.0, 0.0, 0.0, 1.0, 0.0])]) == ["`gtpo` seed 3 (20 to 17 %)"]
