@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from .arms import ARMS, MENDS
@@ -135,6 +136,16 @@ def seen_again(runs: Sequence[Run], first: int = 4) -> str:
     return "; ".join(f"`{d.arm}` minus `{d.base}` {points(d.over_seeds)} points, p {d.p_holm:.2g}" for d in found)
 
 
+def at_one_rate(folder: Path = ROOT / "data" / "runs") -> str:
+    """The two steps of the ladder in which the searched rates differ, made again at the neighbours' rate."""
+    others = [run for run in load_runs(folder / "ablation") if run.arm in ("+turn_rewards", "gtpo")]
+    runs = [*others, *load_runs(folder / "one_rate")]
+    (rate,) = {run.header["config"]["learning_rate"] for run in runs}
+    found = correct([differences(runs, [new], old)[0] for old, new in pairwise(["+turn_rewards", "+returns", "gtpo"])])
+    said = [f"`{d.arm}` minus `{d.base}` {points(d.over_seeds)} points, p {d.p_holm:.2g}" for d in found]
+    return f"all at {rate:g} ({found[0].seeds} seeds): {'; '.join(said)}"
+
+
 def given_up(cells: Mapping[str, Sequence[Run]]) -> list[str]:
     """Where an arm ended with less than half of its calls: "GTPO in long (6.6 to 1.9 [1.0, 2.8] calls a rollout)"."""
     found = []
@@ -163,6 +174,8 @@ def results_text(folder: Path = ROOT / "data" / "runs") -> str:
             f"{100 * start:.0f} %.",
             arms_table(ablation),
             f"Of {len(ablation)} runs, those that broke down: {'; '.join(broke_down(ablation)) or 'none'}.",
+            "In the search two rates were best for `+returns`, and the smaller one was taken. The steps beside it, "
+            f"{at_one_rate(folder)}.",
             "**Where does it matter?** Other cold starts and other variants of the task:",
             regimes_table(cells),
             f"The tool was given up by: {'; '.join(given_up(cells)) or 'none'}.",

@@ -102,6 +102,22 @@ def test_added_seeds_are_looked_at_alone(runs):
     assert f"`gtpo` minus `grpo` {report.points(d.over_seeds)} points" in report.seen_again([*runs, *mend], first=2)
 
 
+def test_two_steps_of_the_ladder_are_also_at_one_rate():
+    runs = [run for name in ("ablation", "one_rate") for run in report.load_runs(report.ROOT / "data" / "runs" / name)]
+    ends = {
+        arm: fmean(
+            run.footer["sampled"]["accuracy"]
+            for run in runs
+            if (run.arm, run.header["config"]["learning_rate"]) == (arm, 6e-4)
+        )
+        for arm in ("+turn_rewards", "+returns", "gtpo")
+    }
+    said = report.at_one_rate()
+    assert said.startswith("all at 0.0006 (10 seeds): ")
+    assert f"`+returns` minus `+turn_rewards` {100 * (ends['+returns'] - ends['+turn_rewards']):+.1f} [" in said
+    assert f"`gtpo` minus `+returns` {100 * (ends['gtpo'] - ends['+returns']):+.1f} [" in said
+
+
 def test_a_run_that_broke_down_is_named(runs):
     assert report.broke_down(runs) == []
     assert report.broke_down([make_run("gtpo", 3, [0.0, 0.0, 0.0, 0.0, 1.0, 0.0])]) == ["`gtpo` seed 3 (20 to 17 %)"]
