@@ -51,6 +51,8 @@ def differences(
 ) -> list[Difference]:
     """Each arm against the base arm, paired by seed and by problem; p-values corrected over all arms given.
 
+    An arm's runs that never moved are one policy graded with one set of draws: only the first of them counts.
+
     Args:
         runs: recorded runs with an evaluation, of all these arms.
         arms: whom to compare with ``base``.
@@ -58,14 +60,17 @@ def differences(
         kind: "sampled" or "greedy".
 
     Raises:
-        ValueError: fewer than two common seeds; evaluations of which none is a part of all others.
+        ValueError: fewer than two common seeds that count; evaluations of which none is a part of all others.
     """
     found = []
     theirs = {run.seed: run for run in runs if run.arm == base}
     for arm in arms:
-        pairs = [(run, theirs[run.seed]) for run in runs if run.arm == arm and run.seed in theirs]
+        pairs = _distinct([(run, theirs[run.seed]) for run in runs if run.arm == arm and run.seed in theirs])
         if len(pairs) < 2:
-            raise ValueError(f"{arm} against {base}: {len(pairs)} common seeds; at least two are needed")
+            raise ValueError(
+                f"{arm} against {base}: {len(pairs)} common seeds (of runs that never moved, one counts); "
+                "at least two are needed"
+            )
         scores = _scores(pairs, kind)
         gaps = [mean(mine) - mean(other) for mine, other in scores]
         spread = stdev(gaps)
@@ -85,6 +90,17 @@ def correct(found: Sequence[Difference]) -> list[Difference]:
     """The same differences, their p-values corrected (Holm) for all of them together."""
     corrected = holm([difference.p for difference in found]) if found else []
     return [replace(difference, p_holm=p) for difference, p in zip(found, corrected, strict=True)]
+
+
+def _distinct(pairs: Sequence[tuple[Run, Run]]) -> list[tuple[Run, Run]]:
+    """The pairs without those in which an arm stands once more with its untouched starting policy."""
+    kept, still = [], set()
+    for pair in pairs:
+        here = {run.arm for run in pair if not run.moved}
+        if not here & still:
+            kept.append(pair)
+        still |= here
+    return kept
 
 
 def _scores(pairs: Sequence[tuple[Run, Run]], kind: str) -> list[tuple[list[float], list[float]]]:

@@ -14,6 +14,7 @@ from .regimes import REGIMES
 from .runs import Run, load_runs
 from .stats import t_interval
 
+_NAMES = {"grpo": "GRPO", "gtpo": "GTPO"}
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- made by: python -m gtpo_mini report -->", "<!-- end of what is made -->"
 
@@ -77,19 +78,22 @@ def regime_differences(cells: Mapping[str, Sequence[Run]]) -> dict[str, Differen
 def regimes_table(cells: Mapping[str, Sequence[Run]]) -> str:
     """Markdown: GTPO minus GRPO in every regime of `load_cells`."""
     rows = [
-        "| regime | what is special | seeds | start, % | GRPO, % | GTPO, % | GTPO minus GRPO, points | detectable "
-        "| p (Holm) | calls at the start, GRPO, GTPO |",
+        "| regime | what is special | seeds | first step, % | GRPO, % (greedy) | GTPO, % (greedy) "
+        "| GTPO minus GRPO, points | detectable | p (Holm) | calls at the start, GRPO, GTPO |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, d in regime_differences(cells).items():
         words = REGIMES[name].words if name in REGIMES else "the shipped policy and task"
         sides = [[run for run in cells[name] if run.arm == arm] for arm in ("grpo", "gtpo")]
-        ends = [100 * mean([run.footer["sampled"]["accuracy"] for run in side]) for side in sides]
+        ends = [
+            [100 * mean(accuracies(side, side[0].arm, k).values()) for k in ("sampled", "greedy")] for side in sides
+        ]
+        left, right = (f"{sampled:.1f} ({greedy:.1f})" for sampled, greedy in ends)
         calls = [mean([run.footer["sampled"]["behaviour"]["rollout/calls"] for run in side]) for side in sides]
         start = [run.steps[0] for run in sides[0]]
         rows.append(
-            f"| {name} | {words} | {d.seeds} | {100 * mean([s['reward/outcome'] for s in start]):.0f} | {ends[0]:.1f} "
-            f"| {ends[1]:.1f} | {points(d.over_seeds)} | {100 * d.detectable:.1f} | {d.p_holm:.2g} | "
+            f"| {name} | {words} | {d.seeds} | {100 * mean([s['reward/outcome'] for s in start]):.0f} | {left} "
+            f"| {right} | {points(d.over_seeds)} | {100 * d.detectable:.1f} | {d.p_holm:.2g} | "
             f"{mean([s['rollout/calls'] for s in start]):.1f}, {calls[0]:.1f}, {calls[1]:.1f} |"
         )
     return "\n".join(rows)
@@ -130,9 +134,9 @@ def without_penalties(cells: Mapping[str, Sequence[Run]]) -> str:
 
 
 def seen_again(runs: Sequence[Run], first: int = 4) -> str:
-    """The two differences on seeds that were added because of what the ``first`` seeds had shown; these say nothing."""
+    """What the seeds say that were added because of what the ``first`` seeds had shown; these are left out."""
     fresh = [run for run in runs if run.seed >= first]
-    found = correct([differences(fresh, ["gtpo"])[0], differences(fresh, ["no_penalty"], "gtpo")[0]])
+    found = correct([*differences(fresh, ["gtpo", "potential"]), *differences(fresh, ["no_penalty"], "gtpo")])
     return "; ".join(f"`{d.arm}` minus `{d.base}` {points(d.over_seeds)} points, p {d.p_holm:.2g}" for d in found)
 
 
@@ -143,7 +147,20 @@ def at_one_rate(folder: Path = ROOT / "data" / "runs") -> str:
     (rate,) = {run.header["config"]["learning_rate"] for run in runs}
     found = correct([differences(runs, [new], old)[0] for old, new in pairwise(["+turn_rewards", "+returns", "gtpo"])])
     said = [f"`{d.arm}` minus `{d.base}` {points(d.over_seeds)} points, p {d.p_holm:.2g}" for d in found]
-    return f"all at {rate:g} ({found[0].seeds} seeds): {'; '.join(said)}"
+    broken = "; ".join(broke_down([run for run in runs if run.arm == "+returns"])) or "none"
+    return f"all at {rate:g} ({found[0].seeds} seeds): {'; '.join(said)} (broke down: {broken})"
+
+
+def unmoved(cells: Mapping[str, Sequence[Run]]) -> list[str]:
+    """Where some of an arm's runs never moved: "GRPO in hopeless (3 of 4 seeds)"."""
+    found = []
+    for name, runs in cells.items():
+        for arm in dict.fromkeys(run.arm for run in runs):
+            mine = [run for run in runs if run.arm == arm]
+            still = sum(not run.moved for run in mine)
+            if still:
+                found.append(f"{_NAMES.get(arm, arm)} in {name} ({still} of {len(mine)} seeds)")
+    return found
 
 
 def given_up(cells: Mapping[str, Sequence[Run]]) -> list[str]:
@@ -151,11 +168,11 @@ def given_up(cells: Mapping[str, Sequence[Run]]) -> list[str]:
     found = []
     for name, runs in cells.items():
         start = mean([run.steps[0]["rollout/calls"] for run in runs])
-        for arm in ("grpo", "gtpo"):
+        for arm in dict.fromkeys(run.arm for run in runs):
             ends = [run.footer["sampled"]["behaviour"]["rollout/calls"] for run in runs if run.arm == arm]
             if mean(ends) < start / 2:
                 now = "{:.1f} [{:.1f}, {:.1f}]".format(*t_interval(ends))
-                found.append(f"{arm.upper()} in {name} ({start:.1f} to {now} calls a rollout)")
+                found.append(f"{_NAMES.get(arm, arm)} in {name} ({start:.1f} to {now} calls a rollout)")
     return found
 
 
@@ -170,8 +187,8 @@ def results_text(folder: Path = ROOT / "data" / "runs") -> str:
             f"**GTPO minus GRPO: {points(gtpo.over_seeds)} points** of held-out accuracy after {config['steps']} steps "
             f"({gtpo.seeds} paired seeds, 95 % t-interval; over the {len(sampled['per_problem'])} problems "
             f"[{100 * gtpo.over_problems.low:+.1f}, {100 * gtpo.over_problems.high:+.1f}]): {gtpo.verdict}. A true "
-            f"difference of {100 * gtpo.detectable:.1f} points would most likely have been seen. Both start at "
-            f"{100 * start:.0f} %.",
+            f"difference of {100 * gtpo.detectable:.1f} points would most likely have been seen. In the first step's "
+            f"training rollouts both have {100 * start:.0f} %.",
             arms_table(ablation),
             f"Of {len(ablation)} runs, those that broke down: {'; '.join(broke_down(ablation)) or 'none'}.",
             "In the search two rates were best for `+returns`, and the smaller one was taken. The steps beside it, "
@@ -179,6 +196,8 @@ def results_text(folder: Path = ROOT / "data" / "runs") -> str:
             "**Where does it matter?** Other cold starts and other variants of the task:",
             regimes_table(cells),
             f"The tool was given up by: {'; '.join(given_up(cells)) or 'none'}.",
+            f"No group ever taught: {'; '.join(unmoved(cells)) or 'none'}. Such runs are the starting policy, graded "
+            "with the same draws; one of them counts as a seed.",
             f"`weak` got six more seeds because its first four looked worst; those alone: {seen_again(cells['weak'])}.",
             "At half the learning rate (3e-4):",
             regimes_table(slower),

@@ -23,6 +23,11 @@ class Run:
     def seed(self) -> int:
         return self.header["seed"]
 
+    @property
+    def moved(self) -> bool:
+        """Whether any step changed the weights: where no group ever has a signal, the policy stays what it was."""
+        return any(step.get("grad/norm", 1.0) for step in self.steps)
+
     def series(self, key: str) -> list[float]:
         """One metric over the steps, e.g. ``run.series("reward/outcome")``."""
         return [step[key] for step in self.steps]

@@ -97,9 +97,20 @@ def test_a_tool_given_up_is_named(runs):
 
 
 def test_added_seeds_are_looked_at_alone(runs):
-    mend = [make_run("no_penalty", seed, [1.0, 1.0, 0.0, 1.0] * 50) for seed in range(5)]
+    mend = [make_run(arm, seed, [1.0, 1.0, 0.0, 1.0] * 50) for arm in ("no_penalty", "potential") for seed in range(5)]
     (d,) = differences([run for run in runs if run.seed > 1], ["gtpo"])
     assert f"`gtpo` minus `grpo` {report.points(d.over_seeds)} points" in report.seen_again([*runs, *mend], first=2)
+
+
+def test_runs_that_never_moved_count_once(runs):
+    for run in runs:
+        run.steps[0]["grad/norm"] = 0.0 if run.arm == "grpo" and run.seed > 1 else 0.3
+    (d,) = differences(runs, ["gtpo"])
+    (kept,) = differences([run for run in runs if run.seed < 3], ["gtpo"])
+    assert d.seeds == 3 and d.over_seeds == kept.over_seeds
+    assert report.unmoved({"here": runs}) == ["GRPO in here (3 of 5 seeds)"]
+    with pytest.raises(ValueError, match="1 common seeds"):
+        differences([run for run in runs if run.seed > 1], ["gtpo"])
 
 
 def test_two_steps_of_the_ladder_are_also_at_one_rate():
