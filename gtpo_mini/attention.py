@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -39,13 +39,6 @@ def _dispatch(
 
 AttentionInterface.register(NAME, _dispatch)
 AttentionMaskInterface.register(NAME, sdpa_mask)
-
-
-def install(model: PreTrainedModel) -> bool:
-    """Let a model take ``attend=``; False (and nothing is changed) if its attention is not looked up by name."""
-    if model.config._attn_implementation == "sdpa" and model._supports_attention_backend:
-        model.set_attn_implementation(NAME)
-    return model.config._attn_implementation == NAME
 
 
 def attend_part(

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .attention import install
+from . import architecture
 
 TINY_FOLDER = Path(__file__).resolve().parent.parent / "data" / "tiny_policy"
 
@@ -42,15 +42,11 @@ class Policy:
             )
         self.model, self.tokenizer, self.name = model, tokenizer, name
         self.is_lora = hasattr(model, "peft_config")
-        config = self._plain.config.get_text_config()
-        self.context_length: int = getattr(config, "max_position_embeddings", None) or 2048
-        other = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
-        if other:
-            raise ValueError(f"model {name!r}: layers of type {sorted(other)}; the rollout caches full attention only")
         self.eos_ids = self._eos_ids()
-        self.takes_attend = install(self._plain)  #: rollouts can share their group's prompt
         for dropout in (module for module in model.modules() if isinstance(module, nn.Dropout)):
             dropout.p = 0.0  # or the update would see another policy than the one that sampled
+        self.context_length = architecture.context_length(self._plain.config.get_text_config(), name)
+        self.takes_attend = architecture.install(self._plain)  #: rollouts can share their group's prompt
         self._frozen: nn.Module | None = None
 
     @property
@@ -214,7 +210,7 @@ def load_policy(
     if quantize or lora_rank:
         model = _add_lora(model, lora_rank or 16, seed)
     policy = Policy(model.eval(), tokenizer, name)
-    _check_head(policy)
+    architecture.check(policy._plain, name)
     return policy
 
 
@@ -249,12 +245,3 @@ def _add_lora(model: nn.Module, rank: int, seed: int) -> nn.Module:
         torch.manual_seed(seed)
         config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
         return get_peft_model(model, config)
-
-
-@torch.no_grad()
-def _check_head(policy: Policy) -> None:
-    """Some architectures scale or cap their logits after the head; the fused loss would then be silently wrong."""
-    ids = torch.arange(4, device=policy.device)[None]  # (1, 4)
-    whole = policy.model(input_ids=ids).logits.float()  # (1, 4, V)
-    if not torch.allclose(policy.logits(policy.hidden_states(ids)), whole, atol=1e-2, rtol=1e-2):
-        raise ValueError(f"model {policy.name!r}: its logits are more than head(hidden states); not supported")

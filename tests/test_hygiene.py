@@ -21,7 +21,7 @@ MAX_LINES = 260
 ORDER = (
     *("checks", "stats", "runs"),  # plain helpers, of use anywhere
     *("types", "sandbox", "branching", "grading", "records", "generators", "tasks", "protocol"),
-    *("attention", "policy", "adapters", "chat"),
+    *("attention", "architecture", "policy", "adapters", "chat"),
     *("cache", "replay", "reader", "ongoing", "scheduler", "rollout"),
     *("rewards", "similarity", "shaping", "advantages", "packing", "loss"),
     *("config", "arms", "scoring", "metrics"),  # settings of the parts before them, and what a trainer measures

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_models import save_model
 
+from gtpo_mini import architecture
 from gtpo_mini.policy import Policy, load_policy
 
 
@@ -112,12 +113,21 @@ def test_layers_that_the_cache_cannot_hold_are_named(tmp_path):
 
 
 def test_a_head_that_does_more_than_multiply_is_refused(random_policy):
-    from gtpo_mini import policy as module
-
     plain = random_policy.model.forward
     random_policy.model.forward = lambda **kwargs: _scaled(plain(**kwargs))
     with pytest.raises(ValueError, match="head"):
-        module._check_head(random_policy)
+        architecture.check(random_policy.model)
+
+
+@pytest.mark.parametrize("dropped", ["attention_mask", "position_ids", "past_key_values"])
+def test_a_decoder_that_cannot_go_on_from_a_cache_is_refused(dropped, random_policy, monkeypatch):
+    random_policy.model.set_attn_implementation("sdpa")
+    architecture.check(random_policy.model)
+    decoder = random_policy.model.get_decoder()
+    plain = decoder.forward
+    monkeypatch.setattr(decoder, "forward", lambda **kwargs: plain(**{**kwargs, dropped: None}))
+    with pytest.raises(ValueError, match="cannot go on from a cache"):
+        architecture.check(random_policy.model)
 
 
 def _scaled(output):

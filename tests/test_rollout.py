@@ -147,6 +147,24 @@ def test_a_policy_that_cannot_share_prompts_rolls_out_the_same(group_size, model
     assert_equals_a_fresh_forward(other, b)
 
 
+KINDS = [
+    ("nemotron", {}, False),  # drops ``attend=`` on its way to the layers
+    ("diffllama", {}, False),  # attends twice a layer, to values that it does not cache
+    ("mistral", {"sliding_window": 350}, True),  # one window for all layers, and no list of them
+]
+
+
+@pytest.mark.parametrize("kind, changes, shares", KINDS, ids=[kind for kind, *_ in KINDS])
+def test_other_kinds_of_attention_are_sampled_as_a_fresh_forward_does(kind, changes, shares, tmp_path, sandbox):
+    policy = load_policy(save_model(tmp_path, kind, **changes), device="cpu")
+    assert policy.takes_attend == shares
+    settings = SamplingSettings(max_turns=3, max_turn_tokens=20, rows=4)
+    rollouts = RolloutEngine(policy, OftenCalls(), sandbox, settings).generate(problems(), group_size=3)
+    assert_equals_a_fresh_forward(policy, rollouts)
+    longest = max(len(r.token_ids) for r in rollouts)
+    assert longest == 350 if kind == "mistral" else longest < policy.context_length
+
+
 @pytest.mark.parametrize("quantize", [None, "nf4"])
 def test_lora_rolls_out_with_its_adapter(quantize, model_folder, sandbox):
     policy = load_policy(model_folder, quantize, lora_rank=4, device="cpu")
