@@ -15,6 +15,7 @@ import argparse
 import json
 import random
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -206,7 +207,8 @@ def peak_alone(case: Case, side: str) -> dict[str, float]:
     command = [sys.executable, __file__, *replace(case, steps=2).command, "--side", side]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f"{' '.join(command[1:])} failed:\n{done.stderr[-2000:]}")
+        why = "killed: out of memory?" if done.returncode == -signal.SIGKILL else done.stderr[-2000:]
+        raise SystemExit(f"{' '.join(command[1:])} failed: {why}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -274,8 +276,9 @@ def main() -> None:
         print(json.dumps({"before": before, "peak": peak_mib(device)}))
         return
     header = run_header(TrainConfig(), "hermes", "coin", device)  # before the run: the tree may change meanwhile
-    lines = compare(case, "both")
+    # Before this process holds both: with a real model there is no room for a third.
     memory = {side: peak_alone(case, side) for side in ("ours", "trl")}
+    lines = compare(case, "both")
     record = {
         "case": case.name,
         "command": " ".join(["python benchmarks/vs_trl.py", *replace(case, folder=Path(folder.name)).command]),

@@ -160,7 +160,8 @@ def load_policy(
         seed: of the adapter's first weights.
 
     Raises:
-        ValueError: nothing to load under that name; no chat template or pad token; unknown quantize or dtype.
+        ValueError: nothing to load under that name; no chat template or pad token; unknown quantize or dtype; an
+            architecture that the rollout cannot go on from a cache with.
 
     >>> policy = load_policy("tiny")
     >>> policy.decode(policy.encode("print(6 * 7)"))
