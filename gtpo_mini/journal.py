@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from .checkpoint import Checkpoints, difference, fingerprint, fingerprint_task
 from .config import TrainConfig
 from .policy import Policy
 from .protocol import ToolProtocol
-from .record import Record
+from .record import Record, alone
 from .tasks import Task
 from .update import Update
 
@@ -66,6 +67,10 @@ class Journal:
                 f"output={str(folder)!r}: holds a run already (metrics.jsonl, checkpoints); go on with it by "
                 "--resume (resume=True), or choose another folder"
             )
+
+    def alone(self) -> AbstractContextManager:
+        """Keeps other processes from the folder meanwhile; `record.alone` says what it raises."""
+        return nullcontext() if self.folder is None else alone(self.folder)
 
     def begin(
         self, header: dict, identity: dict, policy: Policy, optimizer: torch.optim.Optimizer, update: Update

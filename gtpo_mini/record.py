@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -36,11 +37,37 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep a run's folder, made if it is not there, for this process; the lock ends with it, however it ends.
+
+    Raises:
+        ValueError: another process is at work there.
+        RuntimeError: the folder cannot be made.
+    """
+    with clear_disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise ValueError(
+            f"output={str(folder)!r}: another process is at work on this run; let it end, or choose another folder"
+        ) from None
+    except OSError:
+        pass  # some network disks have no locks: one user's runs go there too
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
 class Record:
     """The lines of a run's ``metrics.jsonl``.
 
     Args:
-        folder: the run's; it is made when the first line is written.
+        folder: the run's; `alone` makes it.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -55,7 +82,6 @@ class Record:
         """Put ``lines`` in place of the whole file, in one move: a crash leaves the old file or the new one."""
         new = self.path.with_name(self.path.name + ".new")
         with clear_disk_errors(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             with new.open("w", encoding="utf-8") as file:
                 file.writelines(json.dumps(line) + "\n" for line in lines)
             sync(new)

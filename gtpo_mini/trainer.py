@@ -94,11 +94,20 @@ class Trainer:
             footer: called at the end; what it returns closes ``metrics.jsonl`` (an evaluation, say).
 
         Raises:
-            ValueError: a prompt that does not fit; an output folder with another run than the one to go on with.
+            ValueError: a prompt that does not fit; an output folder with another run than the one to go on with, or
+                where another process is at work.
             TrainingStopped: out of memory, or NaN, with no way on; the message says why.
             KeyboardInterrupt: Ctrl-C or SIGTERM, after the last finished step is saved.
             RuntimeError: the disk is full; the last checkpoint is whole.
         """
+        with ExitStack() as held:
+            self._run(held)
+            end = footer() if footer and not self.journal.finished else {}
+            self.journal.close({"steps": len(self.history), **end})
+        return self.history
+
+    def _run(self, held: ExitStack) -> None:
+        """All steps; what the run keeps from other processes goes to ``held``, until the footer is written too."""
         config, device = self.config, str(self.policy.device)
         header = {**self.header, **run_header(config, self.policy.name, self.task.name, device)}
         with ExitStack() as stack:
@@ -108,6 +117,7 @@ class Trainer:
             for problem in {p.id: p for step in range(config.steps) for p in self._problems(step)}.values():
                 engine.encode_prompt(problem)
             identity = identify(self.policy, self.task, config, self.protocol)
+            held.enter_context(self.journal.alone())
             self.history = self.journal.begin(header, identity, self.policy, self.optimizer, self._update)
             stack.enter_context(self.trackers).start(header["config"])
             self._interrupts = stack.enter_context(Interrupts())
@@ -130,8 +140,6 @@ class Trainer:
                 ) from None
             except TrainingStopped as error:
                 raise TrainingStopped(f"{error}; {self.journal.words()}") from error
-        self.journal.close({"steps": len(self.history), **(footer() if footer and not self.journal.finished else {})})
-        return self.history
 
     def step(self, engine: RolloutEngine, step: int) -> dict[str, float]:
         """One step on fresh rollouts; returns its metrics.

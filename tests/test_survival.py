@@ -278,6 +278,26 @@ def test_another_run_in_the_folder_is_an_error_that_names_the_difference(copy, s
         trainer(None, resume=True)
 
 
+def test_a_run_that_another_process_is_at_work_on_is_left_alone(processes, tmp_path, sandbox):
+    process = processes.Process(target=work, args=(str(tmp_path),))
+    process.start()
+    while not (tmp_path / "metrics.jsonl").exists():
+        assert process.is_alive()
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGSTOP)  # in its first step, for as long as this takes
+    try:
+        before = (tmp_path / "metrics.jsonl").read_text()
+        with pytest.raises(ValueError, match="another process is at work on this run"):
+            trainer(tmp_path, resume=True, sandbox=sandbox).train()
+        assert (tmp_path / "metrics.jsonl").read_text() == before
+    finally:
+        process.kill()
+        process.join()
+    # Its lock went with it: what is in the way now is that the two runs differ.
+    with pytest.raises(ValueError, match="holds another run"):
+        trainer(tmp_path, replace(SMALL, gamma=1.0), resume=True, sandbox=sandbox).train()
+
+
 def test_memory_time_and_learning_rate_may_change_and_that_is_said(copy, sandbox):
     changed = replace(SMALL, steps=5, learning_rate=5e-4, tokens_per_pass=512)
     with pytest.warns(UserWarning, match=r"steps 4 -> 5, learning_rate 0.001 -> 0.0005, tokens_per_pass 4096 -> 512"):
