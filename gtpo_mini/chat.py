@@ -32,7 +32,7 @@ class Chat:
         protocol: if it has no ``tools``, its text is all there is: no frame is put around a result.
 
     Raises:
-        ValueError: the protocol has tools, but the template takes no tool message, or the tokenizer hides the tags.
+        ValueError: the protocol has tools, but the template takes no tool message.
     """
 
     def __init__(self, policy: Policy, protocol: ToolProtocol) -> None:
@@ -43,8 +43,6 @@ class Chat:
         self.describes_tools = False  #: does the template do so
         if not self.tools:
             return
-        if hidden := {"<tool_call>", "</tool_call>"} & set(policy.tokenizer.all_special_tokens):
-            raise ValueError(f"model {policy.name!r}: {sorted(hidden)} are special tokens there; use protocol 'fenced'")
         names = [tool["function"]["name"] for tool in self.tools]
         opening = [{"role": "user", "content": "?"}]
         shown = self._render(opening, tools=list(self.tools))

@@ -47,7 +47,8 @@ def make_trace(
     with closing(sandbox.session()) as session:
         while True:
             parsed = protocol.read(text)
-            mine = policy.encode(text)
+            # Not `Policy.encode`, which is for text of others: the tags of a call may be special tokens.
+            mine = policy.tokenizer.encode(text, add_special_tokens=False)
             if not protocol.is_complete(text):  # what ends a turn where the text itself does not
                 mine.append(policy.tokenizer.eos_token_id)
             result = None if parsed.code is None else session.run(parsed.code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import platform
 import resource
@@ -96,6 +97,25 @@ def _command() -> str:
     return " ".join(["python", "-m gtpo_mini" if name == "__main__.py" else name, *sys.argv[1:]])
 
 
+@functools.cache
+def cpu_model() -> str:
+    """The processor's name, and its numbers where the name says little: bits of a result may depend on the model.
+
+    >>> cpu_model() != ""
+    True
+    """
+    facts: dict[str, str] = {}
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines():
+            key, _, value = line.partition(":")
+            facts[key.strip()] = value.strip()
+    parts = [facts.get("model name") or platform.processor() or platform.machine()]
+    parts += [f"{key} {facts[key]}" for key in ("cpu family", "model") if key in facts]
+    parts += [f"torch uses {torch.backends.cpu.get_cpu_capability()}"]
+    parts += ["has avx512_bf16"] if "avx512_bf16" in facts.get("flags", "") else []
+    return ", ".join(parts)
+
+
 def run_header(config: TrainConfig, policy_name: str, task_name: str, device: str) -> dict:
     """Where a run came from: configuration, command, commit, versions, device, threads."""
     packages = ("torch", "transformers", "peft", "numpy")
@@ -107,6 +127,6 @@ def run_header(config: TrainConfig, policy_name: str, task_name: str, device: st
         "command": _command(),
         "commit": _commit(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-        "device": torch.cuda.get_device_name() if device.startswith("cuda") else f"cpu ({platform.machine()})",
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else f"cpu ({cpu_model()})",
         "threads": torch.get_num_threads(),
     }

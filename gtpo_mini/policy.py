@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,9 +12,12 @@ from pathlib import Path
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
-from transformers.utils import logging
+from transformers.utils import logging as transformers_logging
 
 from . import architecture
+
+# On a CPU with AVX512-BF16 bitsandbytes says at import that it lacks a kernel, which `Policy` would not use anyway.
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda line: "kernels-community" not in str(line.msg))
 
 TINY_FOLDER = Path(__file__).resolve().parent.parent / "data" / "tiny_policy"
 
@@ -43,8 +47,11 @@ class Policy:
         self.model, self.tokenizer, self.name = model, tokenizer, name
         self.is_lora = hasattr(model, "peft_config")
         self.eos_ids = self._eos_ids()
-        for dropout in (module for module in model.modules() if isinstance(module, nn.Dropout)):
-            dropout.p = 0.0  # or the update would see another policy than the one that sampled
+        for module in model.modules():  # what would show the update another policy than the one that sampled
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+            if hasattr(module, "support_avx512bf16_for_cpu"):  # a 4-bit layer: it would repack its weights for bf16
+                module.support_avx512bf16_for_cpu = False
         self.context_length = architecture.context_length(self._plain.config.get_text_config(), name)
         self.takes_attend = architecture.install(self._plain)  #: rollouts can share their group's prompt
         self._frozen: nn.Module | None = None
@@ -84,8 +91,9 @@ class Policy:
         return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids, special tokens left out; for reading, never to be encoded again."""
-        return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        """Text of ids, without end and padding tokens; other special tokens stay (``<tool_call>`` may be one)."""
+        kept = [i for i in ids if i not in self.eos_ids and i != self.tokenizer.pad_token_id]
+        return self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def hidden_states(self, input_ids: torch.Tensor, **kwargs) -> torch.Tensor:
         """Last hidden states (B, T, D) of ids (B, T); `logits` turns chosen ones into logits."""
@@ -218,13 +226,13 @@ def load_policy(
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """No bar for reading weights: the bars that matter are those of the steps."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
         if shown:
-            logging.enable_progress_bar()
+            transformers_logging.enable_progress_bar()
 
 
 def _dtype(dtype: str | None, device: str) -> torch.dtype:

@@ -204,7 +204,7 @@ def last_boxed(text: str) -> str | None:
     return None
 
 
-_PROTOCOLS = {"fenced": FencedProtocol, "hermes": HermesProtocol}
+PROTOCOLS = {"fenced": FencedProtocol, "hermes": HermesProtocol}
 
 
 def load_protocol(name: str = "fenced") -> ToolProtocol:
@@ -216,6 +216,6 @@ def load_protocol(name: str = "fenced") -> ToolProtocol:
     >>> load_protocol().name
     'fenced'
     """
-    if name not in _PROTOCOLS:
-        raise ValueError(f"unknown protocol {name!r}; known: {', '.join(_PROTOCOLS)}")
-    return _PROTOCOLS[name]()
+    if name not in PROTOCOLS:
+        raise ValueError(f"unknown protocol {name!r}; known: {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[name]()

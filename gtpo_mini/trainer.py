@@ -19,7 +19,7 @@ from .interrupt import Interrupts
 from .journal import Journal, identify
 from .metrics import describe_advantages, describe_rollouts, mean, peak_gib, run_header
 from .policy import Policy
-from .protocol import ToolProtocol, load_protocol
+from .protocol import PROTOCOLS, ToolProtocol, load_protocol
 from .rollout import RolloutEngine
 from .sandbox import Sandbox
 from .scoring import score
@@ -228,6 +228,16 @@ class Trainer:
             warnings.warn(
                 f"{where}: {cut:.0%} of the rollouts were cut off before they ended; raise max_turn_tokens "
                 f"({self.config.max_turn_tokens}) or max_context ({self.config.max_context})",
+                stacklevel=3,
+            )
+        if not self.history and not metrics["rollout/calls"]:
+            texts = [turn.text for rollout in rollouts for turn in rollout.turns]
+            others = [name for name in PROTOCOLS if any(load_protocol(name).read(text).code for text in texts)]
+            hint = f"; its turns hold calls of protocol {others[0]!r}" if others else ""
+            warnings.warn(
+                f"{where}: none of {len(rollouts)} rollouts called the tool{hint}; likely cause: protocol "
+                f"{self.protocol.name!r} is not the one this model was taught (known: {', '.join(PROTOCOLS)}), or the "
+                "model needs a cold start (imitate)",
                 stacklevel=3,
             )
         # Rounding alone gives 1e-6 in float32, and 0.01 or so where 16 bits flow through the model.

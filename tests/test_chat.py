@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import torch
 from qwen_like import TEMPLATE
 from transformers import AutoTokenizer
 
@@ -109,6 +110,21 @@ def test_rollouts_carry_results_in_the_template_s_frame(qwen_policy, sandbox, fi
         assert expected in protocol.tool_text(rollout.turns[0].result)
     else:
         pytest.fail("the random policy never ended its first turn")
+
+
+def test_a_call_between_special_tokens_is_run(qwen_policy, sandbox):
+    """Some tokenizers mark <tool_call> as special; the rollout is forced to write a call with such tokens."""
+    tokenizer = qwen_policy.tokenizer
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<tool_call>", "</tool_call>"]})
+    qwen_policy.model.resize_token_embeddings(len(tokenizer))
+    script = [*tokenizer.encode(CALL, add_special_tokens=False), tokenizer.eos_token_id]
+    script += [*tokenizer.encode("\\boxed{42}", add_special_tokens=False), tokenizer.eos_token_id]
+    plain, asked = qwen_policy.logits, iter(script)
+    qwen_policy.logits = lambda hidden: plain(hidden).index_fill(-1, torch.tensor([next(asked)]), 1e4)
+    engine = RolloutEngine(qwen_policy, HermesProtocol(), sandbox, SamplingSettings(max_turns=3))
+    (rollout,) = engine.generate([PROBLEM], 1)
+    assert [turn.code for turn in rollout.turns] == ["print(6 * 7)", None]
+    assert rollout.turns[0].result.stdout == "42\n" and rollout.answer == "42"
 
 
 def test_smollm2_s_own_template_takes_the_protocol():

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -52,6 +54,35 @@ def test_full_weights_lora_and_nf4_load_and_train(model_folder, tmp_path):
     assert 0 < counts["lora"] < counts["nf4"] < counts["full"]  # rank 4, rank 16, everything
     again = load_policy(tmp_path / "full", device="cpu")
     assert torch.equal(again.model(ids).logits, expected)
+
+
+def test_4_bit_weights_are_not_repacked_where_the_cpu_has_bf16(model_folder, monkeypatch):
+    import bitsandbytes as bnb
+
+    # As on a CPU with AVX512-BF16: eval mode would swap the weights for another kernel's, and training would raise.
+    monkeypatch.setattr(bnb.nn.modules, "has_avx512bf16", lambda: True)
+    assert bnb.nn.Linear4bit(8, 8, device="meta").support_avx512bf16_for_cpu
+    policy, ids = load_policy(model_folder, quantize="nf4", device="cpu"), torch.arange(8)[None]
+    layers = [layer for layer in policy.model.modules() if isinstance(layer, bnb.nn.Linear4bit)]
+    assert len(layers) == 14 and any(layer.bias is not None for layer in layers)
+    with torch.no_grad():
+        sampled = policy.model.eval()(ids).logits
+        assert torch.equal(policy.model.train()(ids).logits, sampled)
+    assert not any(getattr(layer.weight.quant_state, "packing_format_for_cpu", False) for layer in layers)
+    policy.model(ids).logits.logsumexp(-1).sum().backward()
+
+
+def test_importing_the_policy_prints_nothing():
+    words = [sys.executable, "-W", "ignore", "-c", "import gtpo_mini.policy, bitsandbytes"]
+    assert subprocess.run(words, capture_output=True, text=True, check=True).stderr == ""
+
+
+def test_a_turn_s_text_keeps_special_tokens_but_end_and_padding(random_policy):
+    tokenizer = random_policy.tokenizer
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<tool_call>", "</tool_call>"]})
+    ids = tokenizer.encode("<tool_call>x</tool_call>", add_special_tokens=False)
+    assert len(ids) == 3
+    assert random_policy.decode([*ids, tokenizer.eos_token_id, tokenizer.pad_token_id]) == "<tool_call>x</tool_call>"
 
 
 def test_reference_is_the_policy_of_before(model_folder):
