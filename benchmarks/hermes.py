@@ -15,12 +15,12 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import get_json_schema
 
-from gtpo_mini.chat import Chat
-from gtpo_mini.coldstart import tiny_model, train_tokenizer
-from gtpo_mini.imitation import imitate, make_trace
-from gtpo_mini.policy import Policy
-from gtpo_mini.protocol import HermesProtocol, ParsedTurn
-from gtpo_mini.tasks import Task
+from gtpo_mini.experiments.coldstart import tiny_model, train_tokenizer
+from gtpo_mini.policy.model import Policy
+from gtpo_mini.rollout.chat import Chat
+from gtpo_mini.rollout.protocol import HermesProtocol, ParsedTurn
+from gtpo_mini.tasks.task import Task
+from gtpo_mini.train.imitation import imitate, make_trace
 from gtpo_mini.types import ExecutionResult, Problem
 
 CALLS = 2  # that the model is taught to make before it answers

@@ -18,11 +18,11 @@ from pathlib import Path
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from gtpo_mini.coldstart import train_tokenizer
-from gtpo_mini.config import TrainConfig
-from gtpo_mini.loss import token_logprobs
-from gtpo_mini.metrics import run_header
-from gtpo_mini.policy import Policy
+from gtpo_mini.experiments.coldstart import train_tokenizer
+from gtpo_mini.policy.model import Policy
+from gtpo_mini.train.config import TrainConfig
+from gtpo_mini.train.loss import token_logprobs
+from gtpo_mini.train.metrics import run_header
 from gtpo_mini.types import Problem, StopReason, Trajectory, Turn
 
 VOCABULARY, TOKENS = 152_064, 4096

@@ -22,13 +22,13 @@ import hermes
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from gtpo_mini.coldstart import train_tokenizer
-from gtpo_mini.loss import _CHUNK_LOGITS
-from gtpo_mini.metrics import run_header
-from gtpo_mini.policy import load_policy
-from gtpo_mini.protocol import FencedProtocol
-from gtpo_mini.rollout import RolloutEngine
-from gtpo_mini.trainer import TrainConfig, Trainer
+from gtpo_mini.experiments.coldstart import train_tokenizer
+from gtpo_mini.policy.model import load_policy
+from gtpo_mini.rollout.engine import RolloutEngine
+from gtpo_mini.rollout.protocol import FencedProtocol
+from gtpo_mini.train.loss import _CHUNK_LOGITS
+from gtpo_mini.train.metrics import run_header
+from gtpo_mini.train.trainer import TrainConfig, Trainer
 from gtpo_mini.types import Problem
 
 ROWS, GROUPS, RANK = 64, 8, 16

@@ -35,11 +35,11 @@ from peft import LoraConfig
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from gtpo_mini.chat import Chat
-from gtpo_mini.metrics import run_header
-from gtpo_mini.policy import load_policy
-from gtpo_mini.rollout import RolloutEngine
-from gtpo_mini.trainer import TrainConfig, Trainer, score
+from gtpo_mini.policy.model import load_policy
+from gtpo_mini.rollout.chat import Chat
+from gtpo_mini.rollout.engine import RolloutEngine
+from gtpo_mini.train.metrics import run_header
+from gtpo_mini.train.trainer import TrainConfig, Trainer, score
 
 GROUP, CALLS, RANK = 8, 3, 16
 RESULTS = Path(__file__).parent / "results"

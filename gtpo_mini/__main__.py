@@ -12,10 +12,10 @@ ERROR = 2  # exit status of bad input
 
 
 def _parser() -> argparse.ArgumentParser:
-    from .config import TrainConfig
-    from .experiments import ARMS
-    from .regimes import REGIMES
-    from .tasks import list_tasks
+    from .experiments.experiments import ARMS
+    from .experiments.regimes import REGIMES
+    from .tasks.task import list_tasks
+    from .train.config import TrainConfig
 
     parser = argparse.ArgumentParser(
         prog="python -m gtpo_mini", description="Group Turn Policy Optimization (arXiv 2511.14846)"

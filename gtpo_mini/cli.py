@@ -8,31 +8,31 @@ from dataclasses import fields, replace
 from pathlib import Path
 from random import Random
 
-from .adapters import load_policy_with_adapter
-from .colab import write_links
-from .coldstart import cold_start
-from .config import TrainConfig, load_profile
-from .display import load_rollouts, rollouts_page
-from .evaluate import evaluate as run_evaluation
-from .evaluate import powers_of_two
-from .experiments import arm_config, read_rates, run_arms, search_rates
-from .imitation import imitate as imitate_traces
-from .imitation import read_traces, sample_traces, write_traces
-from .merge import merge as merge_adapter
-from .metrics import run_header
-from .plots import plot_learning_curves, readme_figures, save_figure
-from .policy import TINY_FOLDER, load_policy
-from .protocol import load_protocol
-from .report import write_report
-from .reproduce import reproduce as run_notebooks
-from .results import compare as compare_files
-from .results import require_writable, write_results
-from .rollout import RolloutEngine
-from .runs import load_runs
+from .experiments.colab import write_links
+from .experiments.coldstart import cold_start
+from .experiments.evaluate import evaluate as run_evaluation
+from .experiments.evaluate import powers_of_two
+from .experiments.experiments import arm_config, read_rates, run_arms, search_rates
+from .experiments.plots import plot_learning_curves, readme_figures, save_figure
+from .experiments.report import write_report
+from .experiments.reproduce import reproduce as run_notebooks
+from .experiments.results import compare as compare_files
+from .experiments.results import require_writable, write_results
+from .experiments.stats import t_interval
+from .experiments.viewer import load_rollouts, rollouts_page
+from .policy.adapters import load_policy_with_adapter
+from .policy.model import TINY_FOLDER, load_policy
+from .rollout.engine import RolloutEngine
+from .rollout.protocol import load_protocol
 from .sandbox import Sandbox
-from .stats import t_interval
-from .tasks import check_task, load_task
-from .trainer import Trainer
+from .tasks.task import check_task, load_task
+from .train.config import TrainConfig, load_profile
+from .train.imitation import imitate as imitate_traces
+from .train.imitation import read_traces, sample_traces, write_traces
+from .train.merge import merge as merge_adapter
+from .train.metrics import run_header
+from .train.runs import load_runs
+from .train.trainer import Trainer
 
 
 def _policy_config_task(arguments: argparse.Namespace, split: str):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from small_models import save_model
 
-from gtpo_mini.policy import Policy, load_policy
+from gtpo_mini.policy.model import Policy, load_policy
 from gtpo_mini.sandbox import Sandbox
 from gtpo_mini.types import ExecutionResult, Problem, StopReason, Trajectory, Turn
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gtpo_mini.advantages import NORMALIZE, grpo_advantages, gtpo_advantages, turn_returns
-from gtpo_mini.checks import finite_number
+from gtpo_mini.credit.advantages import NORMALIZE, grpo_advantages, gtpo_advantages, turn_returns
+from gtpo_mini.credit.checks import finite_number
 
 relaxed = settings(deadline=None)  # a busy machine is no failure
 

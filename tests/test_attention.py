@@ -5,9 +5,9 @@ import torch
 from small_models import save_model
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from gtpo_mini import attention
-from gtpo_mini.attention import SharedPrefixes, attend_part
-from gtpo_mini.policy import load_policy
+from gtpo_mini.policy import attention
+from gtpo_mini.policy.attention import SharedPrefixes, attend_part
+from gtpo_mini.policy.model import load_policy
 
 
 @pytest.fixture(params=["fused", "plain"])

@@ -11,9 +11,9 @@ import torch
 from qwen_like import TEMPLATE
 from transformers import AutoTokenizer
 
-from gtpo_mini.chat import Chat
-from gtpo_mini.protocol import FencedProtocol, HermesProtocol, load_protocol
-from gtpo_mini.rollout import RolloutEngine, SamplingSettings
+from gtpo_mini.rollout.chat import Chat
+from gtpo_mini.rollout.engine import RolloutEngine, SamplingSettings
+from gtpo_mini.rollout.protocol import FencedProtocol, HermesProtocol, load_protocol
 from gtpo_mini.types import ExecutionResult, Problem, StopReason
 
 PROBLEM = Problem("p", "What is 6 * 7?", "42")

@@ -9,17 +9,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gtpo_mini.branching import TraceNoise, draw_problems
-from gtpo_mini.chat import Chat
-from gtpo_mini.coldstart import Stage, cold_start, write_turns
-from gtpo_mini.config import load_profile
-from gtpo_mini.evaluate import evaluate
-from gtpo_mini.imitation import make_trace
-from gtpo_mini.loss import token_logprobs
-from gtpo_mini.policy import TINY_FOLDER, load_policy
-from gtpo_mini.protocol import load_protocol
-from gtpo_mini.regimes import REGIMES, load_regime, regime_policy
-from gtpo_mini.tasks import load_task
+from gtpo_mini.experiments.coldstart import Stage, cold_start, write_turns
+from gtpo_mini.experiments.evaluate import evaluate
+from gtpo_mini.experiments.regimes import REGIMES, load_regime, regime_policy
+from gtpo_mini.policy.model import TINY_FOLDER, load_policy
+from gtpo_mini.rollout.chat import Chat
+from gtpo_mini.rollout.protocol import load_protocol
+from gtpo_mini.tasks.branching import TraceNoise, draw_problems
+from gtpo_mini.tasks.task import load_task
+from gtpo_mini.train.config import load_profile
+from gtpo_mini.train.imitation import make_trace
+from gtpo_mini.train.loss import token_logprobs
 
 
 def trace_of(problem, policy, sandbox, rng, noise):

@@ -9,11 +9,11 @@ import time
 import pytest
 
 from gtpo_mini.__main__ import main
-from gtpo_mini.evaluate import evaluate
-from gtpo_mini.experiments import ARMS, load_runs, run_arm, run_arms, search_rates
-from gtpo_mini.rollout import SamplingSettings
-from gtpo_mini.stats import wilson_interval
-from gtpo_mini.tasks import Task, load_task
+from gtpo_mini.experiments.evaluate import evaluate
+from gtpo_mini.experiments.experiments import ARMS, load_runs, run_arm, run_arms, search_rates
+from gtpo_mini.experiments.stats import wilson_interval
+from gtpo_mini.rollout.engine import SamplingSettings
+from gtpo_mini.tasks.task import Task, load_task
 from gtpo_mini.types import Problem
 
 TINY = {"steps": 2, "problems_per_step": 2, "group_size": 4, "eval_problems": 8}

@@ -85,10 +85,10 @@ def undocumented(tree: ast.Module) -> list[str]:
 def test_the_rules_for_modules_see_a_slip():
     path = PACKAGE / "rewards.py"
     for text in (
-        "from gtpo_mini.advantages import turn_returns",
+        "from gtpo_mini.credit.advantages import turn_returns",
         "from .advantages import turn_returns",
         "from . import advantages",
-        "import gtpo_mini.advantages",
+        "import gtpo_mini.credit.advantages",
         "def f():\n    from gtpo_mini import advantages",
         "from gtpo_mini import advantages as a",
     ):

@@ -10,16 +10,16 @@ import pytest
 import torch
 from qwen_like import TEMPLATE
 
-from gtpo_mini import imitation
 from gtpo_mini.__main__ import main
-from gtpo_mini.chat import Chat
-from gtpo_mini.config import load_profile
-from gtpo_mini.evaluate import evaluate
-from gtpo_mini.imitation import imitate, read_traces, sample_traces, write_traces
-from gtpo_mini.policy import load_policy
-from gtpo_mini.protocol import load_protocol
-from gtpo_mini.rollout import RolloutEngine
-from gtpo_mini.tasks import load_task
+from gtpo_mini.experiments.evaluate import evaluate
+from gtpo_mini.policy.model import load_policy
+from gtpo_mini.rollout.chat import Chat
+from gtpo_mini.rollout.engine import RolloutEngine
+from gtpo_mini.rollout.protocol import load_protocol
+from gtpo_mini.tasks.task import load_task
+from gtpo_mini.train import imitation
+from gtpo_mini.train.config import load_profile
+from gtpo_mini.train.imitation import imitate, read_traces, sample_traces, write_traces
 
 TRACE = {"question": "6 * 7?", "answer": "42", "turns": ["So:\n```python\nprint(6 * 7)\n```", "\\boxed{42}"]}
 CALL = '<tool_call>\n{"name": "python", "arguments": {"code": "print(6 * 7)"}}\n</tool_call>'

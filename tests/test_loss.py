@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_models import save_model
 
-from gtpo_mini import loss
-from gtpo_mini.loss import clipped_surrogate, token_logprobs
-from gtpo_mini.packing import Packing
-from gtpo_mini.policy import load_policy
+from gtpo_mini.policy.model import load_policy
+from gtpo_mini.train import loss
+from gtpo_mini.train.loss import clipped_surrogate, token_logprobs
+from gtpo_mini.train.packing import Packing
 from gtpo_mini.types import Turn
 
 

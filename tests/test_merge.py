@@ -14,10 +14,10 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gtpo_mini.__main__ import main
-from gtpo_mini.config import load_profile
-from gtpo_mini.policy import TINY_FOLDER, load_policy
-from gtpo_mini.tasks import load_task
-from gtpo_mini.trainer import Trainer
+from gtpo_mini.policy.model import TINY_FOLDER, load_policy
+from gtpo_mini.tasks.task import load_task
+from gtpo_mini.train.config import load_profile
+from gtpo_mini.train.trainer import Trainer
 
 SMALL = replace(
     load_profile("cpu").train, steps=2, problems_per_step=2, group_size=4, learning_rate=1e-2, max_turn_tokens=24

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_models import save_model
 
-from gtpo_mini import architecture
-from gtpo_mini.policy import Policy, load_policy
+from gtpo_mini.policy import architecture
+from gtpo_mini.policy.model import Policy, load_policy
 
 
 def test_the_tiny_policy_is_small_and_its_checkpoint_too(tiny_policy):
-    from gtpo_mini.policy import TINY_FOLDER
+    from gtpo_mini.policy.model import TINY_FOLDER
 
     assert sum(p.numel() for p in tiny_policy.model.parameters()) < 2_000_000
     assert sum(path.stat().st_size for path in TINY_FOLDER.iterdir()) < 5 * 2**20
@@ -73,7 +73,7 @@ def test_4_bit_weights_are_not_repacked_where_the_cpu_has_bf16(model_folder, mon
 
 
 def test_importing_the_policy_prints_nothing():
-    words = [sys.executable, "-W", "ignore", "-c", "import gtpo_mini.policy, bitsandbytes"]
+    words = [sys.executable, "-W", "ignore", "-c", "import gtpo_mini.policy.model, bitsandbytes"]
     assert subprocess.run(words, capture_output=True, text=True, check=True).stderr == ""
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gtpo_mini.protocol import last_boxed, load_protocol
+from gtpo_mini.rollout.protocol import last_boxed, load_protocol
 from gtpo_mini.types import ExecutionResult
 
 PROTOCOL = load_protocol()

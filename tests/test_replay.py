@@ -16,9 +16,9 @@ from test_rollout import OftenCalls, assert_equals_a_fresh_forward, problems
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from gtpo_mini.policy import load_policy
-from gtpo_mini.replay import StepReplay
-from gtpo_mini.rollout import RolloutEngine, SamplingSettings
+from gtpo_mini.policy.model import load_policy
+from gtpo_mini.rollout.cuda_graph import StepReplay
+from gtpo_mini.rollout.engine import RolloutEngine, SamplingSettings
 
 
 class Tape(TorchDispatchMode):

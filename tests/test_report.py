@@ -11,11 +11,11 @@ import pytest
 from matplotlib import pyplot as plt
 from scipy.stats import t as student
 
-from gtpo_mini import plots, report
-from gtpo_mini.experiments import Run
-from gtpo_mini.pairing import Difference, differences
-from gtpo_mini.report import arms_table, load_cells, results_text, write_report
-from gtpo_mini.stats import Interval
+from gtpo_mini.experiments import plots, report
+from gtpo_mini.experiments.experiments import Run
+from gtpo_mini.experiments.pairing import Difference, differences
+from gtpo_mini.experiments.report import arms_table, load_cells, results_text, write_report
+from gtpo_mini.experiments.stats import Interval
 
 
 def make_run(arm: str, seed: int, scores: list[float]) -> Run:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from gtpo_mini.__main__ import main
-from gtpo_mini.results import compare
+from gtpo_mini.experiments.results import compare
 
 
 def results(path, right, **changes):

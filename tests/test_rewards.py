@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gtpo_mini.rewards import trajectory_reward, turn_rewards
+from gtpo_mini.credit.rewards import trajectory_reward, turn_rewards
 from gtpo_mini.types import ExecutionResult, Problem, StopReason, Trajectory, Turn
 
 relaxed = settings(deadline=None)

@@ -9,11 +9,11 @@ import pytest
 import torch
 from small_models import save_model
 
-from gtpo_mini.policy import load_policy
-from gtpo_mini.protocol import FencedProtocol, ParsedTurn, load_protocol
-from gtpo_mini.reader import Reader
-from gtpo_mini.rollout import RolloutEngine, SamplingSettings
-from gtpo_mini.tasks import load_task
+from gtpo_mini.policy.model import load_policy
+from gtpo_mini.rollout.engine import RolloutEngine, SamplingSettings
+from gtpo_mini.rollout.forward import Reader
+from gtpo_mini.rollout.protocol import FencedProtocol, ParsedTurn, load_protocol
+from gtpo_mini.tasks.task import load_task
 from gtpo_mini.types import ExecutionResult, Problem, StopReason
 
 
@@ -124,10 +124,10 @@ def test_long_prompts_and_outputs_are_read_in_chunks_of_any_size(random_policy, 
     settings = SamplingSettings(max_turns=3, max_turn_tokens=25, rows=7)
     engine = RolloutEngine(random_policy, protocol, sandbox, settings)
     whole = engine.generate(problems(), group_size=4)
-    monkeypatch.setattr("gtpo_mini.reader._CHUNK", 13)
-    monkeypatch.setattr("gtpo_mini.scheduler._CHUNK", 13)
-    monkeypatch.setattr("gtpo_mini.reader._PASS", 30)
-    monkeypatch.setattr("gtpo_mini.scheduler._PASS", 30)
+    monkeypatch.setattr("gtpo_mini.rollout.forward._CHUNK", 13)
+    monkeypatch.setattr("gtpo_mini.rollout.scheduler._CHUNK", 13)
+    monkeypatch.setattr("gtpo_mini.rollout.forward._PASS", 30)
+    monkeypatch.setattr("gtpo_mini.rollout.scheduler._PASS", 30)
     parts = engine.generate(problems(), group_size=4)
     assert_equals_a_fresh_forward(random_policy, parts)
     assert [r.token_ids for r in parts] == [r.token_ids for r in whole]
@@ -312,7 +312,7 @@ def test_an_interrupt_ends_the_calls_and_closes_every_session(random_policy, mon
         time.sleep(0.2)  # calls run and others wait
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gtpo_mini.scheduler.wait", interrupted)
+    monkeypatch.setattr("gtpo_mini.rollout.scheduler.wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
         engine.generate(problems(), 3)
     assert time.monotonic() - begin < 15 and box.opened == box.closed >= 1

@@ -13,7 +13,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gtpo_mini.stats import (
+from gtpo_mini.experiments.stats import (
     holm,
     minimum_detectable_effect,
     paired_bootstrap,

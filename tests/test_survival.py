@@ -20,11 +20,11 @@ import pytest
 import torch
 
 from gtpo_mini.__main__ import main
-from gtpo_mini.checkpoint import Checkpoints, random_state, set_random_state
-from gtpo_mini.config import load_profile
-from gtpo_mini.policy import load_policy
-from gtpo_mini.tasks import Task, load_task
-from gtpo_mini.trainer import Trainer, TrainingStopped
+from gtpo_mini.policy.model import load_policy
+from gtpo_mini.tasks.task import Task, load_task
+from gtpo_mini.train.checkpoint import Checkpoints, random_state, set_random_state
+from gtpo_mini.train.config import load_profile
+from gtpo_mini.train.trainer import Trainer, TrainingStopped
 from gtpo_mini.types import Problem
 
 SMALL = replace(
@@ -69,7 +69,9 @@ def processes():
     """Processes that have all imports done, so that a start takes a second."""
     context = multiprocessing.get_context("forkserver")
     # It imports in the background: the first process waits for it, and only then is time taken.
-    context.set_forkserver_preload(["gtpo_mini.trainer", "gtpo_mini.__main__", "gtpo_mini.experiments"])
+    context.set_forkserver_preload(
+        ["gtpo_mini.train.trainer", "gtpo_mini.__main__", "gtpo_mini.experiments.experiments"]
+    )
     process = context.Process(target=time.sleep, args=(0,))
     process.start()
     process.join()

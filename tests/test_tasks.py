@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from gtpo_mini.branching import TraceNoise, draw_problems, write_trace
-from gtpo_mini.grading import same_answer
-from gtpo_mini.tasks import Task, check_task, load_task
+from gtpo_mini.tasks.branching import TraceNoise, draw_problems, write_trace
+from gtpo_mini.tasks.grading import same_answer
+from gtpo_mini.tasks.task import Task, check_task, load_task
 from gtpo_mini.types import Problem
 
 

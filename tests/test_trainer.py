@@ -10,15 +10,15 @@ import pytest
 import torch
 from small_models import save_model
 
-from gtpo_mini.arms import ARMS, arm_config
-from gtpo_mini.config import TrainConfig, load_profile
-from gtpo_mini.loss import token_logprobs
-from gtpo_mini.packing import passes, per_token
-from gtpo_mini.policy import load_policy
-from gtpo_mini.protocol import load_protocol
-from gtpo_mini.rollout import RolloutEngine
-from gtpo_mini.tasks import Task, load_task
-from gtpo_mini.trainer import Trainer, score
+from gtpo_mini.credit.arms import ARMS, arm_config
+from gtpo_mini.policy.model import load_policy
+from gtpo_mini.rollout.engine import RolloutEngine
+from gtpo_mini.rollout.protocol import load_protocol
+from gtpo_mini.tasks.task import Task, load_task
+from gtpo_mini.train.config import TrainConfig, load_profile
+from gtpo_mini.train.loss import token_logprobs
+from gtpo_mini.train.packing import passes, per_token
+from gtpo_mini.train.trainer import Trainer, score
 from gtpo_mini.types import ExecutionResult, Problem, StopReason, Turn
 
 SMALL = replace(load_profile("cpu").train, steps=2, problems_per_step=4, group_size=4, learning_rate=1e-3)

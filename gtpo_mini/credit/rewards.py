@@ -1,0 +1,87 @@
+"""Rewards of one rollout: one a turn (GTPO), or one for the whole trajectory (the GRPO baseline)."""
+
+from __future__ import annotations
+
+from ..types import Trajectory
+from .checks import finite_number
+
+
+def turn_rewards(trajectory: Trajectory, outcome: float, format_penalty: float = 0.1) -> list[float]:
+    """Reward every turn of one rollout: r_ij = acc_ij + fmt_ij (Eq. 5).
+
+    acc_ij is ``outcome`` on the last turn, else 0. fmt_ij is ``-format_penalty`` on a turn that holds an
+    invalid tool call, and on a first turn that makes no tool call, else 0. No turn is penalised twice.
+
+    Args:
+        trajectory: one rollout of N >= 1 turns; only ``turns[*].invalid_call`` and ``.calls_tool`` are read.
+        outcome: acc of the last turn, in [0, 1]: 1 if the final answer is correct, else 0 or, with shaping,
+            the fraction that ``shape_outcomes`` gave.
+        format_penalty: size of the penalty, at least 0.
+
+    Returns:
+        N rewards, one a turn.
+
+    Raises:
+        ValueError: no turn, ``outcome`` outside [0, 1], or a negative penalty (which would be a bonus).
+
+    Source: [B], [C] (Eq. 5).
+
+    Two turns, the first with a call that crashes, then the right answer:
+
+    >>> from types import SimpleNamespace
+    >>> crash = SimpleNamespace(calls_tool=True, invalid_call=True)
+    >>> answer = SimpleNamespace(calls_tool=False, invalid_call=False)
+    >>> turn_rewards(SimpleNamespace(turns=[crash, answer]), outcome=1.0)
+    [-0.1, 1.0]
+
+    The right answer at once, without the tool, pays for the missing call:
+
+    >>> turn_rewards(SimpleNamespace(turns=[answer]), outcome=1.0)
+    [0.9]
+    """
+    _require_turns(trajectory)
+    outcome = finite_number("outcome", outcome, low=0.0, high=1.0)
+    penalty = finite_number("format_penalty", format_penalty, low=0.0)
+    rewards = []
+    for index, turn in enumerate(trajectory.turns):
+        format_error = turn.invalid_call or (index == 0 and not turn.calls_tool)
+        rewards.append(0.0 - penalty if format_error else 0.0)
+    rewards[-1] += outcome
+    return rewards
+
+
+def trajectory_reward(trajectory: Trajectory, outcome: float) -> float:
+    """Reward a whole rollout as the baseline does: r_i = min(r_acc_i, r_format_i).
+
+    r_format_i is 1 if no turn holds an invalid tool call, else 0. A first turn without a call is no format
+    error here: that rule belongs to the turn rewards (Eq. 5).
+
+    Args:
+        trajectory: one rollout of N >= 1 turns; only ``turns[*].invalid_call`` is read.
+        outcome: r_acc in [0, 1]: 1 if the final answer is correct, else 0 (or a shaped fraction).
+
+    Returns:
+        One reward in [0, 1].
+
+    Raises:
+        ValueError: no turn, or ``outcome`` outside [0, 1].
+
+    Source: [B] for the minimum; [D] for what counts as a format error.
+
+    >>> from types import SimpleNamespace
+    >>> crash = SimpleNamespace(calls_tool=True, invalid_call=True)
+    >>> answer = SimpleNamespace(calls_tool=False, invalid_call=False)
+    >>> trajectory_reward(SimpleNamespace(turns=[crash, answer]), outcome=1.0)
+    0.0
+    >>> trajectory_reward(SimpleNamespace(turns=[answer]), outcome=1.0)
+    1.0
+    """
+    _require_turns(trajectory)
+    accuracy = finite_number("outcome", outcome, low=0.0, high=1.0)
+    valid = not any(turn.invalid_call for turn in trajectory.turns)
+    return min(accuracy, 1.0 if valid else 0.0)
+
+
+def _require_turns(trajectory: Trajectory) -> None:
+    if len(trajectory.turns) == 0:
+        raise ValueError("trajectory.turns must hold at least one turn, got an empty rollout")

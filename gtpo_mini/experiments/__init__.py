@@ -1,0 +1,1 @@
+"""From runs to evidence: arms, regimes, evaluation, statistics, figures, pages."""

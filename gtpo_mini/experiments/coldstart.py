@@ -1,0 +1,177 @@
+"""The tiny policy: its tokenizer, its configuration, and its cold start on imperfect traces.
+
+``python -m gtpo_mini coldstart`` makes ``data/tiny_policy`` again. The policy is an ordinary Llama model of
+0.5 M parameters; it imitates solutions of the task 'branching' in which up to half of the calls are bad, so
+that it starts with reward to gain.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import fmean as mean
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tqdm.auto import tqdm
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from ..policy.model import TINY_FOLDER, Policy
+from ..rollout.chat import Chat
+from ..rollout.protocol import load_protocol
+from ..sandbox import Sandbox
+from ..tasks.branching import TraceNoise, answer_from, draw_problems, write_trace
+from ..train.imitation import imitate, make_trace
+from ..types import ExecutionResult, Problem
+
+# The template keeps the last message only: the cold start taught the one protocol there is, so instructions and
+# examples would only make every prompt four times as long.
+_CHAT_TEMPLATE = (
+    "{% for message in messages[-1:] %}"
+    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def train_tokenizer(texts: list[str], vocabulary: int = 640) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer (any text can be encoded), one token a digit, ChatML template.
+
+    Tokens may span words and lines, so that what every turn repeats ("```python" and "print(", say) costs one
+    token: rollouts of half the length train twice as fast.
+
+    Args:
+        texts: to learn merges from.
+        vocabulary: most tokens, special ones included; at least 259.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
+    tokenizer.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocabulary,
+            special_tokens=special,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|im_end|>", chat_template=_CHAT_TEMPLATE
+    )
+
+
+def tiny_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlamaForCausalLM:
+    """The tiny policy before training: 2 layers of width 128, tied embeddings."""
+    # Llama, because `AutoTokenizer` gives a Qwen2 model Qwen2's own way to cut text, whatever tokenizer.json says.
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            intermediate_size=320,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=1024,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def write_turns(
+    problem: Problem, rng: random.Random, noise: TraceNoise
+) -> Generator[str, ExecutionResult | None, None]:
+    """The turns of one imperfect solution of the task 'branching', as `make_trace` takes them."""
+    writer, last = write_trace(problem, rng, noise), str(problem.metadata["start"])
+    planned = next(writer)
+    while planned is not None:
+        thought, code = planned
+        result = yield f"{thought}:\n```python\n{code}\n```"
+        last = result.stdout.strip() or last
+        planned = writer.send(result.stdout.strip())
+    yield f"\\boxed{{{answer_from(last, problem.metadata['ask'])}}}"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the cold start: how many traces to imitate, for how many steps of AdamW (warm-up, then cosine)."""
+
+    traces: int
+    steps: int
+    learning_rate: float
+    noise: TraceNoise
+    task: Mapping[str, object] = field(default_factory=dict)  #: options of `draw_problems`: steps, ask
+
+
+#: First the skill, on traces that are mostly good; then bad habits, so that there is something to unlearn.
+STAGES = (
+    Stage(20000, 3000, 3e-3, TraceNoise(bad_call=0.3, recover=0.6)),
+    Stage(5000, 300, 1e-3, TraceNoise(bad_call=0.5, recover=0.5, invalid=0.5)),
+)
+
+
+def cold_start(folder: Path = TINY_FOLDER, stages: Sequence[Stage] = STAGES, batch: int = 32, seed: int = 0) -> Policy:
+    """Make the tiny policy: tokenizer, traces, supervised training on policy tokens; saved to ``folder``.
+
+    Args:
+        folder: where the checkpoint goes.
+        stages: what is imitated, one after the other.
+        batch: traces a step.
+        seed: of weights, problems, traces and batches; all problems are of the split "train".
+    """
+    torch.set_num_threads(1)
+    protocol = load_protocol()
+    with Sandbox() as sandbox:
+        codes = [code for symbol in "+-*" for code in (f"print(5{symbol}3)", f"5{symbol}3", f"print(5{symbol}3")]
+        codes += ["print(5+/3)", "print(5-/3)", "print(5*/3)"]
+        thoughts = ["Step 1", *(f"Step 2{test}" for test in ("", ", even", ", odd", ", over 500", ", not over 500"))]
+        turns = [f"{thought}:\n```python\n{code}\n```" for thought in thoughts for code in codes]
+        with sandbox.session() as session:
+            results = [protocol.tool_text(session.run(code)) for code in codes]
+        chat = ["user\n", "assistant\n", "\\boxed{", "\\boxed{even}", "\\boxed{odd}"]
+        frames = [*40 * turns, *200 * results, *500 * chat]
+        problems = draw_problems(stages[0].traces, "train", seed=1_000_003 + seed)
+        asked = [*problems[:2000], *draw_problems(200, "train", seed=seed, ask="parity")]
+        tokenizer = train_tokenizer([problem.question for problem in asked] + frames)
+        policy = Policy(tiny_model(tokenizer, seed), tokenizer, "tiny")
+        losses = [learn_stage(policy, stage, number, batch, seed, sandbox) for number, stage in enumerate(stages)]
+    policy.save(folder)
+    record = {"stages": [asdict(stage) for stage in stages], "batch": batch, "seed": seed, "losses": losses}
+    Path(folder, "cold_start.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return policy
+
+
+def learn_stage(policy: Policy, stage: Stage, number: int, batch: int, seed: int, sandbox: Sandbox) -> float:
+    """One stage of supervised training on traces of 'branching'.
+
+    Args:
+        policy: is trained in place.
+        stage: what is imitated.
+        number: of the stage: each draws other problems, all of the split "train".
+        batch: traces a step.
+        seed: of problems, traces and batches.
+        sandbox: runs the traces' calls.
+
+    Returns:
+        The mean loss of the last 32 steps, in nats a policy token.
+    """
+    rng, chat = random.Random(seed + 1000 * number), Chat(policy, load_protocol())
+    problems = draw_problems(stage.traces, "train", seed=1_000_003 * (number + 1) + seed, **stage.task)
+    bar = tqdm(problems, desc=f"stage {number + 1}: traces")
+    traces = [make_trace(problem, write_turns(problem, rng, stage.noise), chat, sandbox) for problem in bar]
+    traces.sort(key=lambda trace: len(trace.token_ids))
+    del traces[len(traces) // batch * batch :]  # whole batches only, as when the shipped policy was made
+    label = f"stage {number + 1}: imitation"
+    losses = imitate(policy, traces, stage.steps, stage.learning_rate, batch, rng=rng, label=label)
+    return round(mean(losses[-32:]), 4)

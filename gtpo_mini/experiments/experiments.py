@@ -1,0 +1,245 @@
+"""Arms, seeds and recorded runs: the same budget for every arm, one single-threaded process a run."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, wait
+from dataclasses import replace
+from multiprocessing import connection
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from ..credit.arms import ARMS, arm_config
+from ..credit.checks import finite_number
+from ..policy.model import load_policy
+from ..sandbox import Sandbox
+from ..tasks.task import load_task
+from ..train.config import TrainConfig, load_profile
+from ..train.metrics import mean
+from ..train.runs import Run, load_runs, read_run
+from ..train.trainer import Trainer
+from .evaluate import evaluate
+from .regimes import load_regime, regime_policy
+
+__all__ = ["ARMS", "Run", "arm_config", "load_runs", "read_rates", "run_arm", "run_arms", "search_rates"]
+
+_EVAL_ROWS = 256  # rollouts decoded at once in an evaluation, which keeps nothing for a backward pass
+
+
+def run_arm(
+    arm: str,
+    seed: int,
+    output: str | Path,
+    profile: str | None = None,
+    eval_problems: int = 1024,
+    regime: str | None = None,
+    **changes,
+) -> Run:
+    """Train one arm with one seed, then evaluate it on held-out problems.
+
+    Args:
+        arm: a key of `ARMS`.
+        seed: of the run; it decides problems and sampling, the same for every arm.
+        output: folder of the run, ``metrics.jsonl`` in it. A finished run there is read instead of made again,
+            an unfinished one is made anew.
+        profile: machine and base configuration; see `load_profile`.
+        eval_problems: held-out problems, the same for every run; one sample each, and once more greedily. 0: no
+            evaluation.
+        regime: a key of `REGIMES`: another starting policy and another variant of the offline task.
+        changes: fields of `TrainConfig`, the same for every arm of a comparison (``steps=40``).
+
+    Raises:
+        ValueError: unknown arm, profile or regime; a finished run of another configuration in ``output``.
+    """
+    chosen = load_profile(profile)
+    cell = load_regime(regime) if regime else None
+    config = arm_config(arm, replace(chosen.train, seed=seed, **{**(cell.changes if cell else {}), **changes}))
+    facts = {"arm": arm, **({"regime": regime, "task_options": cell.task} if cell else {})}
+    path = Path(output) / "metrics.jsonl"
+    if path.exists() and (run := read_run(path)) is not None:
+        same = {**facts, "config": json.loads(json.dumps(vars(config))), "eval_problems": eval_problems}
+        if any(run.header.get(key) != value for key, value in same.items()):
+            raise ValueError(f"output={str(output)!r}: holds a run of another configuration; choose another folder")
+        return run
+    path.unlink(missing_ok=True)
+    model = regime_policy(regime) if regime else chosen.model
+    policy = load_policy(model, chosen.quantize, chosen.lora_rank, chosen.device, seed=seed)
+    if regime:
+        policy.name = model.name  # a record names no folder of this machine
+    options = cell.task if cell else {}
+    train, test = load_task(chosen.task, "train", **options), load_task(chosen.task, "test", **options)
+    if {p.question for p in train.problems} & {p.question for p in test.problems}:
+        raise ValueError(f"task {chosen.task!r}: the same question is in train and in test")
+    facts |= {"eval_problems": eval_problems}
+
+    with Sandbox() as sandbox:
+
+        def evaluations() -> dict:
+            found = {}
+            for name, temperature in (("sampled", config.temperature), ("greedy", 0.0)):
+                settings = config.sampling(temperature=temperature, rows=_EVAL_ROWS)
+                found[name] = evaluate(policy, test, settings, problems=eval_problems, sandbox=sandbox, seed=1).record()
+            return found
+
+        trainer = Trainer(policy, train, config, output, sandbox=sandbox, header=facts, checkpoint_every=None)
+        trainer.train(footer=evaluations if eval_problems else None)
+    return read_run(path)
+
+
+def run_arms(
+    arms: Sequence[str],
+    seeds: Sequence[int],
+    output: str | Path,
+    profile: str | None = None,
+    processes: int = 2,
+    rates: Mapping[str, float] | None = None,
+    **options,
+) -> list[Run]:
+    """Every arm with every seed, each run in a process of its own with one thread; a bar over all steps.
+
+    Args:
+        arms, seeds: what to run; seeds are paired across arms.
+        output: folder with one folder a run, ``<arm>-seed<seed>``. Finished runs in it are kept, so that a killed
+            call goes on where it stopped.
+        profile, options: as in `run_arm`.
+        processes: runs at a time; more than cores is slower, not faster.
+        rates: learning rate of each arm (`search_rates`); None: the profile's, or ``learning_rate``, for all.
+    """
+    _check(arms, options)
+    if rates is not None and (missing := [arm for arm in arms if arm not in rates]):
+        raise ValueError(f"no learning rate for {', '.join(missing)}; search these arms too")
+    jobs = [
+        (arm, seed, Path(output) / f"{arm}-seed{seed}", {"learning_rate": rates[arm]} if rates else {})
+        for seed in seeds
+        for arm in arms
+    ]
+    return _run_all(jobs, profile, processes, options)
+
+
+def search_rates(
+    arms: Sequence[str],
+    rates: Sequence[float],
+    output: str | Path,
+    seeds: Sequence[int] = (1000,),
+    profile: str | None = None,
+    processes: int = 2,
+    **options,
+) -> dict[str, float]:
+    """Search the learning rate of every arm with the same budget, and record the search.
+
+    A rate's score is the mean training accuracy of the last third of the steps: fresh problems, so none of the
+    held-out ones is looked at.
+
+    Args:
+        arms, rates: what to try.
+        output: folder; its ``rates.json`` gets every score and each arm's best rate.
+        seeds: of the search, other ones than those that count.
+        profile, processes, options: as in `run_arms`.
+
+    Returns:
+        The best rate of each arm, as `run_arms` takes it.
+    """
+    _check(arms, options)
+    jobs = [
+        (arm, seed, Path(output) / f"{arm}-rate{rate}-seed{seed}", {"learning_rate": rate, "eval_problems": 0})
+        for arm in arms
+        for rate in rates
+        for seed in seeds
+    ]
+    scores: dict[str, dict[float, list[float]]] = {}
+    for run in _run_all(jobs, profile, processes, options):
+        late = run.series("reward/outcome")[-max(1, len(run.steps) // 3) :]
+        scores.setdefault(run.arm, {}).setdefault(run.header["config"]["learning_rate"], []).append(mean(late))
+    means = {arm: {rate: mean(values) for rate, values in found.items()} for arm, found in scores.items()}
+    best = {arm: max(found, key=found.__getitem__) for arm, found in means.items()}
+    record = {"best": best, "scores": means, "seeds": list(seeds)}
+    Path(output, "rates.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return best
+
+
+def read_rates(path: str | Path) -> dict[str, float]:
+    """The best learning rate of each arm, from the ``rates.json`` of `search_rates`.
+
+    Raises:
+        ValueError: no such file, or one without rates.
+    """
+    try:
+        best = json.loads(Path(path).read_text(encoding="utf-8"))["best"]
+        return {arm: finite_number(f"learning rate of {arm}", rate, low=0) for arm, rate in best.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"rates={str(path)!r}: no learning rates there ({type(error).__name__}: {error}); make them with: "
+            "python -m gtpo_mini search --output FOLDER, and take FOLDER/rates.json"
+        ) from error
+
+
+def _check(arms: Sequence[str], options: dict) -> None:
+    """Before any process starts: the arms are known, and the regime's policy is there, made once for all."""
+    for arm in arms:
+        arm_config(arm, TrainConfig())
+    if options.get("regime"):
+        regime_policy(options["regime"])
+
+
+def _run_all(jobs: Sequence[tuple], profile: str | None, processes: int, options: dict) -> list[Run]:
+    """Run (arm, seed, folder, changes) in processes of their own."""
+    if not jobs:
+        raise ValueError("nothing to run: name at least one arm and one seed (--arms, --seeds)")
+    if processes < 1:
+        raise ValueError(f"processes={processes}: must be at least 1")
+    folders, finished = [job[:3] for job in jobs], {}
+    total = len(jobs) * options.get("steps", load_profile(profile).train.steps)
+    context = multiprocessing.get_context("spawn")  # a fork would inherit torch's locks
+    # Read by a process as it starts: one thread each, and no bar of their own.
+    inherited = {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+    kept = {name: os.environ.get(name) for name in inherited}
+    os.environ.update(inherited)
+    try:
+        with ProcessPoolExecutor(processes, context, initializer=_one_thread) as pool, tqdm(total=total) as bar:
+            futures = [
+                pool.submit(run_arm, arm, seed, folder, profile, **{**options, **changes})
+                for arm, seed, folder, changes in jobs
+            ]
+            while wait(futures, timeout=0.5).not_done:
+                if failed := next((f for f in futures if f.done() and f.exception()), None):
+                    pool.shutdown(cancel_futures=True)
+                    failed.result()
+                _show_progress(bar, folders, finished)
+            _show_progress(bar, folders, finished)
+            return [future.result() for future in futures]
+    finally:
+        for name, value in kept.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _one_thread() -> None:
+    """At the start of a worker: one thread, and no life after its parent, or a killed call would go on writing."""
+    torch.set_num_threads(1)
+    parent = multiprocessing.parent_process().sentinel
+    threading.Thread(target=lambda: (connection.wait([parent]), os._exit(1)), daemon=True).start()
+
+
+def _show_progress(bar: tqdm, folders: list[tuple[str, int, Path]], finished: dict[Path, int]) -> None:
+    """The bar of all runs, and, for ``make reproduce``, one line in the file that ``GTPO_PROGRESS`` names."""
+    now, running = [], 0
+    for arm, seed, folder in folders:
+        path = folder / "metrics.jsonl"
+        if folder not in finished and path.exists():
+            kinds = [line[:20] for line in path.read_text().splitlines()]
+            steps = sum('"step"' in kind for kind in kinds)
+            if kinds and '"footer"' in kinds[-1]:
+                finished[folder] = steps
+            elif kinds:
+                running += steps
+                now.append(f"{arm} seed {seed} step {steps}")
+    bar.update(running + sum(finished.values()) - bar.n)
+    bar.set_postfix_str(", ".join(now))
+    if (path := os.environ.get("GTPO_PROGRESS")) and now:
+        Path(path).write_text(f"{time.time():.0f} " + ", ".join(now))

@@ -1,0 +1,189 @@
+"""Figures: an arm has the same colour and marker everywhere, thin lines are seeds, bands are t-intervals."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..train.config import results_folder
+from ..train.metrics import mean
+from ..train.runs import Run
+from .pairing import Difference
+from .report import ROOT, load_cells, regime_differences
+from .stats import t_interval
+
+#: Okabe-Ito colours, which colour-blind readers tell apart, and a marker of its own for each arm.
+ARM_STYLE = {
+    "grpo": ("#0072B2", "o", "GRPO"),
+    "gtpo": ("#D55E00", "s", "GTPO"),
+    "grpo_accuracy": ("#56B4E9", "v", "GRPO, accuracy only"),
+    "+turn_rewards": ("#009E73", "^", "+ turn rewards"),
+    "+returns": ("#CC79A7", "D", "+ returns"),
+    "potential": ("#000000", "P", "potential"),
+}
+_OTHER = ("#777777", "x")
+LABELS = {
+    "reward/outcome": "accuracy (sampled, training problems)",
+    "rollout/calls": "tool calls a rollout",
+    "rollout/invalid_calls": "invalid share of tool calls",
+    "rollout/turns": "turns a rollout",
+}
+
+
+def smooth(values: Sequence[float], window: int = 5) -> list[float]:
+    """Mean over the last ``window`` values (fewer at the beginning).
+
+    >>> smooth([0.0, 1.0, 2.0], window=2)
+    [0.0, 0.5, 1.5]
+    """
+    return [mean(values[max(0, i + 1 - window) : i + 1]) for i in range(len(values))]
+
+
+def plot_metric(axes: Axes, runs: Sequence[Run], key: str = "reward/outcome", window: int = 5) -> None:
+    """One metric over the steps: a thin line a seed, the mean over S seeds, and its 95 % t-interval as a band.
+
+    Args:
+        axes: where to draw.
+        runs: at least two seeds of each arm, of equal length.
+        key: of the metric, e.g. "rollout/calls".
+        window: steps of the moving average.
+    """
+    for arm in dict.fromkeys(run.arm for run in runs):
+        colour, marker, label = ARM_STYLE.get(arm, (*_OTHER, arm))
+        curves_ST = [smooth(run.series(key), window) for run in runs if run.arm == arm]
+        steps = range(1, len(curves_ST[0]) + 1)
+        for curve in curves_ST:
+            axes.plot(steps, curve, color=colour, linewidth=0.6, alpha=0.5)
+        bands = [t_interval(column) for column in zip(*curves_ST, strict=True)]
+        axes.fill_between(steps, [b.low for b in bands], [b.high for b in bands], color=colour, alpha=0.15, linewidth=0)
+        every = max(1, len(steps) // 8)
+        centre = [b.estimate for b in bands]
+        axes.plot(steps, centre, color=colour, linewidth=2, marker=marker, markevery=every, label=label)
+    axes.set_xlabel("training step")
+    axes.set_ylabel(LABELS.get(key, key))
+    axes.set_ylim(bottom=0)
+    if key in ("reward/outcome", "rollout/invalid_calls"):
+        axes.set_ylim(top=min(1.0, max(0.1, axes.get_ylim()[1])))
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def plot_learning_curves(runs: Sequence[Run], title: str, note: str = "") -> Figure:
+    """Accuracy, tool calls and invalid calls of all arms, with a caption that says what the bands are."""
+    figure, panels = plt.subplots(1, 3, figsize=(12, 4.2), layout="constrained")
+    for axes, key in zip(panels, ("reward/outcome", "rollout/calls", "rollout/invalid_calls"), strict=True):
+        plot_metric(axes, runs, key)
+    panels[0].legend(frameon=False)
+    config = runs[0].header["config"]
+    counts = sorted({sum(run.arm == arm for run in runs) for arm in {run.arm for run in runs}})
+    seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+    caption = (
+        f"{seeds} seeds an arm (thin lines); bold: mean of a 5-step moving average; band: 95 % t-interval over "
+        f"seeds. {config['problems_per_step']} problems x {config['group_size']} rollouts a step. {note}"
+    )
+    figure.suptitle(title)
+    figure.supxlabel(textwrap.fill(caption, 150), fontsize=8, color="#555555")
+    return figure
+
+
+def plot_differences(found: Sequence[Difference], title: str) -> Figure:
+    """Each difference: its interval over seeds (bold) and over problems (thin), and what could not be seen (grey)."""
+    figure, axes = plt.subplots(figsize=(8, 1.2 + 0.42 * len(found)), layout="constrained")
+    for row, d in enumerate(found):
+        colour = ARM_STYLE.get(d.arm, _OTHER)[0]
+        axes.barh(row, 200 * d.detectable, left=-100 * d.detectable, height=0.8, color="#000000", alpha=0.06)
+        axes.plot([100 * end for end in d.over_problems[1:]], [row + 0.22] * 2, color=colour, linewidth=1)
+        axes.plot([100 * end for end in d.over_seeds[1:]], [row] * 2, color=colour, linewidth=3)
+        axes.plot(100 * d.over_seeds.estimate, row, "o", color=colour, markersize=7)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(found)), [f"{d.arm} − {d.base}  ({d.seeds} seeds)" for d in found])
+    axes.invert_yaxis()
+    axes.set_xlabel("difference of held-out accuracy, points")
+    axes.set_title(title)
+    axes.spines[["top", "right"]].set_visible(False)
+    bars = "bold: 95 % t-interval over paired seeds; thin: bootstrap over problems; grey: too small to see (80 % power)"
+    figure.supxlabel(bars, fontsize=8, color="#555555")
+    return figure
+
+
+def plot_regimes(cells: Mapping[str, Sequence[Run]]) -> Figure:
+    """GTPO minus GRPO in every regime, the accuracy before and after, and the tool calls a rollout."""
+    figure, (left, middle, right) = plt.subplots(
+        1, 3, figsize=(12, 2.0 + 0.42 * len(cells)), sharey=True, layout="constrained"
+    )
+    for row, (name, d) in enumerate(regime_differences(cells).items()):
+        runs = cells[name]
+        left.plot([100 * end for end in d.over_seeds[1:]], [row] * 2, color="#555555", linewidth=3)
+        left.plot(100 * d.over_seeds.estimate, row, "o", color="black")
+        start = [run.steps[0] for run in runs]
+        middle.plot(100 * mean([step["reward/outcome"] for step in start]), row, "|", color="black", markersize=14)
+        right.plot(mean([step["rollout/calls"] for step in start]), row, "|", color="black", markersize=14)
+        for shift, arm in ((-0.12, "grpo"), (0.12, "gtpo")):
+            colour, marker, _ = ARM_STYLE[arm]
+            ends = [run.footer["sampled"] for run in runs if run.arm == arm]
+            middle.plot([100 * e["accuracy"] for e in ends], [row + shift] * len(ends), marker, color=colour, alpha=0.6)
+            calls = [e["behaviour"]["rollout/calls"] for e in ends]
+            right.plot(calls, [row + shift] * len(ends), marker, color=colour, alpha=0.6)
+    left.axvline(0, color="black", linewidth=0.8)
+    left.set_yticks(range(len(cells)), list(cells))
+    left.invert_yaxis()
+    left.set_xlabel("GTPO minus GRPO, points")
+    middle.set_xlabel("held-out accuracy, %")
+    right.set_xlabel("tool calls a rollout")
+    for arm in ("grpo", "gtpo"):
+        middle.plot([], [], ARM_STYLE[arm][1], color=ARM_STYLE[arm][0], label=ARM_STYLE[arm][2])
+    middle.plot([], [], "|", color="black", markersize=12, label="at the start")
+    figure.legend(*middle.get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside lower center", ncols=3)
+    for axes in (left, middle, right):
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle("Where does GTPO differ from GRPO? One dot a seed; intervals: 95 % t over paired seeds")
+    return figure
+
+
+def save_figure(figure: Figure, name: str, runs: Sequence[Run] = (), folder: str | Path | None = None) -> Path:
+    """Write ``name``.svg, .png and .json (where the data came from); the same figure gives the same bytes.
+
+    Returns:
+        The path of the PNG.
+    """
+    folder = Path(folder or results_folder())
+    folder.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
+        figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+    figure.savefig(folder / f"{name}.png", dpi=150, metadata={"Software": None})
+    # Times and memory differ from run to run; what was learned does not.
+    kept = [
+        {key: value for key, value in step.items() if not key.startswith(("time/", "memory/"))}
+        for run in runs
+        for step in run.steps
+    ]
+    header = runs[0].header if runs else {}
+    record = {
+        "config": header.get("config"),
+        "arms": sorted({run.arm for run in runs}),
+        "seeds": sorted({run.seed for run in runs}),
+        **{key: header.get(key) for key in ("command", "commit", "versions", "device")},
+        "data_sha256": hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest(),
+    }
+    (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return folder / f"{name}.png"
+
+
+def readme_figures(folder: Path = ROOT / "data" / "runs", output: Path = ROOT / "docs") -> list[Path]:
+    """The README's figures, from the recorded runs alone."""
+    cells = load_cells(folder)
+    main = [run for run in cells["(shipped)"] if run.arm in ("grpo", "gtpo")]
+    curves = plot_learning_curves(main, "A small policy learns to use a Python tool over several turns")
+    return [
+        save_figure(curves, "side_by_side", main, output),
+        save_figure(plot_regimes(cells), "regimes", [run for runs in cells.values() for run in runs], output),
+    ]

@@ -1,0 +1,87 @@
+"""Where the method is tried: variants of the offline task and of the cold start, each with its own starting policy.
+
+A regime's policy is the shipped tiny one after a short imitation of traces with other habits: more or fewer broken
+calls, more turns, a weaker or stronger start, answers that can be guessed. It is made on first use, from fixed
+seeds, and kept beside the figures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ..policy.model import TINY_FOLDER, load_policy
+from ..sandbox import Sandbox
+from ..tasks.branching import TraceNoise
+from ..train.config import results_folder
+from .coldstart import STAGES, Stage, learn_stage
+
+_BASE = STAGES[-1].noise  # the shipped policy's own habits
+_LONG = {"max_turns": 9, "max_context": 512}
+
+
+@dataclass(frozen=True)
+class Regime:
+    """One cell of the map."""
+
+    words: str  #: what is special here
+    noise: TraceNoise  #: the habits that its starting policy imitates
+    task: dict = field(default_factory=dict)  #: options of the task ``branching``
+    changes: dict = field(default_factory=dict)  #: of the training configuration
+
+
+REGIMES: dict[str, Regime] = {
+    "no_broken": Regime("bad calls run, and print something wrong", replace(_BASE, invalid=0.0)),
+    "all_broken": Regime("every bad call is broken", replace(_BASE, invalid=1.0)),
+    "weak": Regime("few right answers at the start", replace(_BASE, bad_call=0.7, recover=0.3)),
+    "strong": Regime("mostly right at the start", replace(_BASE, bad_call=0.2)),
+    "long": Regime("five steps instead of three", _BASE, {"steps": 5}, _LONG),
+    "hopeless": Regime("five steps, hardly ever right", replace(_BASE, bad_call=0.7, recover=0.3), {"steps": 5}, _LONG),
+    "guess": Regime("even or odd: half of all guesses are right", replace(_BASE, skip=0.15), {"ask": "parity"}),
+    "guess_broken": Regime(
+        "guesses pay, and most bad calls are broken",
+        replace(_BASE, bad_call=0.6, recover=0.3, invalid=0.8, skip=0.15),
+        {"ask": "parity"},
+    ),
+}
+
+
+def load_regime(name: str) -> Regime:
+    """A regime by name.
+
+    Raises:
+        ValueError: unknown name.
+
+    >>> load_regime("long").task
+    {'steps': 5}
+    """
+    if name not in REGIMES:
+        raise ValueError(f"unknown regime {name!r}; known: {', '.join(REGIMES)}")
+    return REGIMES[name]
+
+
+def regime_policy(name: str, folder: Path | None = None) -> Path:
+    """The folder of a regime's starting policy; made (a minute or two on one core) if it is not there yet.
+
+    Args:
+        name: a key of `REGIMES`.
+        folder: where starting policies are kept; None: ``policies`` in the results folder.
+    """
+    regime = load_regime(name)
+    made_of = repr(regime).encode() + (TINY_FOLDER / "model.safetensors").read_bytes()
+    path = (folder or results_folder() / "policies") / f"{name}-{hashlib.sha256(made_of).hexdigest()[:8]}"
+    if not path.exists():
+        policy = load_policy(TINY_FOLDER, device="cpu")
+        # Imitated long enough for the old habits to go; the skill stays.
+        stage = Stage(2500, 300, 1e-3, regime.noise, regime.task)
+        with Sandbox() as sandbox:
+            learn_stage(policy, stage, number=9, batch=32, seed=0, sandbox=sandbox)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+            policy.save(Path(scratch) / "policy")
+            if not path.exists():  # another process may have been faster
+                os.rename(Path(scratch) / "policy", path)
+    return path

@@ -1,0 +1,225 @@
+"""From recorded runs to the README's tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from ..credit.arms import ARMS, MENDS
+from ..train.metrics import mean
+from ..train.runs import Run, load_runs
+from .pairing import Difference, accuracies, correct, differences, percent, points
+from .regimes import REGIMES
+from .stats import t_interval
+
+_NAMES = {"grpo": "GRPO", "gtpo": "GTPO"}
+ROOT = Path(__file__).resolve().parents[2]
+BEGIN, END = "<!-- made by: python -m gtpo_mini report -->", "<!-- end of what is made -->"
+
+
+def arms_table(runs: Sequence[Run], base: str = "grpo") -> str:
+    """Markdown: every arm's accuracy, behaviour and difference from the base arm."""
+    arms = [arm for arm in ARMS if len(accuracies(runs, arm)) > 1]
+    found = {difference.arm: difference for difference in differences(runs, [a for a in arms if a != base], base)}
+    rows = [
+        f"| arm | seeds | rate | sampled, % | greedy, % | calls | invalid, % | minus {base}, points: seeds | problems "
+        "| detectable | p (Holm) |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for arm in arms:
+        mine = [run for run in runs if run.arm == arm]
+        behaviour = [run.footer["sampled"]["behaviour"] for run in mine]
+        cells = [
+            f"`{arm}`",
+            len(mine),
+            "{:g}".format(mine[0].header["config"]["learning_rate"]),
+            percent(list(accuracies(runs, arm).values())),
+            percent(list(accuracies(runs, arm, "greedy").values())),
+            f"{mean([b['rollout/calls'] for b in behaviour]):.2f}",
+            f"{100 * mean([b['rollout/invalid_calls'] for b in behaviour]):.1f}",
+        ]
+        if arm in found:
+            d = found[arm]
+            low, high = (f"{100 * end:+.1f}" for end in d.over_problems[1:])
+            cells += [points(d.over_seeds), f"[{low}, {high}]", f"{100 * d.detectable:.1f}", f"{d.p_holm:.2g}"]
+        rows.append("| " + " | ".join(map(str, [*cells, *[""] * (11 - len(cells))])) + " |")
+    return "\n".join(rows)
+
+
+def broke_down(runs: Sequence[Run]) -> list[str]:
+    """Runs that ended, sampled and held out, below their first step's accuracy: e.g. "`gtpo` seed 5 (25 to 16 %)"."""
+    pairs = [(run, 100 * run.steps[0]["reward/outcome"], 100 * run.footer["sampled"]["accuracy"]) for run in runs]
+    return [f"`{run.arm}` seed {run.seed} ({start:.0f} to {end:.0f} %)" for run, start, end in pairs if end <= start]
+
+
+def load_cells(folder: Path = ROOT / "data" / "runs", kind: str = "regimes") -> dict[str, list[Run]]:
+    """The recorded runs of GRPO, GTPO and the mends in every regime, the shipped policy's own first.
+
+    Args:
+        folder: of all recorded runs.
+        kind: "regimes", or "regimes_3e-4": those at half the learning rate, without the shipped policy's.
+    """
+    recorded = {name: folder / kind / name for name in REGIMES}
+    cells = {name: load_runs(path) for name, path in recorded.items() if path.exists()}
+    if kind != "regimes":
+        return cells
+    shipped = [run for run in load_runs(folder / "ablation") if run.arm in ("grpo", "gtpo", *MENDS)]
+    return {"(shipped)": shipped, **cells}
+
+
+def regime_differences(cells: Mapping[str, Sequence[Run]]) -> dict[str, Difference]:
+    """GTPO minus GRPO in every regime of `load_cells`, p-values corrected over the regimes."""
+    found = {name: differences(runs, ["gtpo"])[0] for name, runs in cells.items()}
+    return dict(zip(found, correct(list(found.values())), strict=True))
+
+
+def regimes_table(cells: Mapping[str, Sequence[Run]]) -> str:
+    """Markdown: GTPO minus GRPO in every regime of `load_cells`."""
+    rows = [
+        "| regime | what is special | seeds | first step, % | GRPO, % (greedy) | GTPO, % (greedy) "
+        "| GTPO minus GRPO, points | detectable | p (Holm) | calls at the start, GRPO, GTPO |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, d in regime_differences(cells).items():
+        words = REGIMES[name].words if name in REGIMES else "the shipped policy and task"
+        sides = [[run for run in cells[name] if run.arm == arm] for arm in ("grpo", "gtpo")]
+        ends = [
+            [100 * mean(accuracies(side, side[0].arm, k).values()) for k in ("sampled", "greedy")] for side in sides
+        ]
+        left, right = (f"{sampled:.1f} ({greedy:.1f})" for sampled, greedy in ends)
+        calls = [mean([run.footer["sampled"]["behaviour"]["rollout/calls"] for run in side]) for side in sides]
+        start = [run.steps[0] for run in sides[0]]
+        rows.append(
+            f"| {name} | {words} | {d.seeds} | {100 * mean([s['reward/outcome'] for s in start]):.0f} | {left} "
+            f"| {right} | {points(d.over_seeds)} | {100 * d.detectable:.1f} | {d.p_holm:.2g} | "
+            f"{mean([s['rollout/calls'] for s in start]):.1f}, {calls[0]:.1f}, {calls[1]:.1f} |"
+        )
+    return "\n".join(rows)
+
+
+def mends_table(cells: Mapping[str, Sequence[Run]]) -> str:
+    """Markdown: GTPO and each mend minus GRPO, in every regime of `load_cells` in which a mend was run twice.
+
+    The p-values are corrected for all rows of this table.
+    """
+    rows = [
+        "| regime | arm | seeds | minus GRPO, points | detectable | p (Holm) | calls at the start, end |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    names, found = [], []
+    for name, runs in cells.items():
+        tried = [arm for arm in MENDS if sum(run.arm == arm for run in runs) > 1]
+        more = differences(runs, ["gtpo", *tried]) if tried else []
+        names, found = [*names, *[name] * len(more)], [*found, *more]
+    for name, d in zip(names, correct(found), strict=True):
+        mine = [run for run in cells[name] if run.arm == d.arm]
+        calls = [run.footer["sampled"]["behaviour"]["rollout/calls"] for run in mine]
+        start = mean([run.steps[0]["rollout/calls"] for run in mine])
+        detectable = "" if math.isnan(d.detectable) else f"{100 * d.detectable:.1f}"
+        rows.append(
+            f"| {name} | `{d.arm}` | {d.seeds} | {points(d.over_seeds)} | {detectable} | {d.p_holm:.2g} "
+            f"| {start:.1f}, {mean(calls):.1f} |"
+        )
+    return "\n".join(rows)
+
+
+def without_penalties(cells: Mapping[str, Sequence[Run]]) -> str:
+    """What taking the penalties away does to GTPO, e.g. "weak +13.5 [+5.0, +22.0], p 0.02"; p-values corrected."""
+    tried = {name: runs for name, runs in cells.items() if sum(run.arm == "no_penalty" for run in runs) > 1}
+    found = correct([differences(runs, ["no_penalty"], "gtpo")[0] for runs in tried.values()])
+    parts = zip(tried, found, strict=True)
+    return "; ".join(f"{name} {points(d.over_seeds)}, p {d.p_holm:.2g}" for name, d in parts) or "not run"
+
+
+def seen_again(runs: Sequence[Run], first: int = 4) -> str:
+    """What the seeds say that were added because of what the ``first`` seeds had shown; these are left out."""
+    fresh = [run for run in runs if run.seed >= first]
+    found = correct([*differences(fresh, ["gtpo", "potential"]), *differences(fresh, ["no_penalty"], "gtpo")])
+    return "; ".join(f"`{d.arm}` minus `{d.base}` {points(d.over_seeds)} points, p {d.p_holm:.2g}" for d in found)
+
+
+def at_one_rate(folder: Path = ROOT / "data" / "runs") -> str:
+    """The two steps of the ladder in which the searched rates differ, made again at the neighbours' rate."""
+    others = [run for run in load_runs(folder / "ablation") if run.arm in ("+turn_rewards", "gtpo")]
+    runs = [*others, *load_runs(folder / "one_rate")]
+    (rate,) = {run.header["config"]["learning_rate"] for run in runs}
+    found = correct([differences(runs, [new], old)[0] for old, new in pairwise(["+turn_rewards", "+returns", "gtpo"])])
+    said = [f"`{d.arm}` minus `{d.base}` {points(d.over_seeds)} points, p {d.p_holm:.2g}" for d in found]
+    broken = "; ".join(broke_down([run for run in runs if run.arm == "+returns"])) or "none"
+    return f"all at {rate:g} ({found[0].seeds} seeds): {'; '.join(said)} (broke down: {broken})"
+
+
+def unmoved(cells: Mapping[str, Sequence[Run]]) -> list[str]:
+    """Where some of an arm's runs never moved: "GRPO in hopeless (3 of 4 seeds)"."""
+    found = []
+    for name, runs in cells.items():
+        for arm in dict.fromkeys(run.arm for run in runs):
+            mine = [run for run in runs if run.arm == arm]
+            still = sum(not run.moved for run in mine)
+            if still:
+                found.append(f"{_NAMES.get(arm, arm)} in {name} ({still} of {len(mine)} seeds)")
+    return found
+
+
+def given_up(cells: Mapping[str, Sequence[Run]]) -> list[str]:
+    """Where an arm ended with less than half of its calls: "GTPO in long (6.6 to 1.9 [1.0, 2.8] calls a rollout)"."""
+    found = []
+    for name, runs in cells.items():
+        start = mean([run.steps[0]["rollout/calls"] for run in runs])
+        for arm in dict.fromkeys(run.arm for run in runs):
+            ends = [run.footer["sampled"]["behaviour"]["rollout/calls"] for run in runs if run.arm == arm]
+            if mean(ends) < start / 2:
+                now = "{:.1f} [{:.1f}, {:.1f}]".format(*t_interval(ends))
+                found.append(f"{_NAMES.get(arm, arm)} in {name} ({start:.1f} to {now} calls a rollout)")
+    return found
+
+
+def results_text(folder: Path = ROOT / "data" / "runs") -> str:
+    """The README's generated part, from the recorded runs alone."""
+    ablation, cells, slower = load_runs(folder / "ablation"), load_cells(folder), load_cells(folder, "regimes_3e-4")
+    config, sampled = ablation[0].header["config"], ablation[0].footer["sampled"]
+    (gtpo,) = differences(ablation, ["gtpo"])
+    start = mean([run.steps[0]["reward/outcome"] for run in ablation])
+    return "\n\n".join(
+        [
+            f"**GTPO minus GRPO: {points(gtpo.over_seeds)} points** of held-out accuracy after {config['steps']} steps "
+            f"({gtpo.seeds} paired seeds, 95 % t-interval; over the {len(sampled['per_problem'])} problems "
+            f"[{100 * gtpo.over_problems.low:+.1f}, {100 * gtpo.over_problems.high:+.1f}]): {gtpo.verdict}. A true "
+            f"difference of {100 * gtpo.detectable:.1f} points would most likely have been seen. In the first step's "
+            f"training rollouts both have {100 * start:.0f} %.",
+            arms_table(ablation),
+            f"Of {len(ablation)} runs, those that broke down: {'; '.join(broke_down(ablation)) or 'none'}.",
+            "In the search two rates were best for `+returns`, and the smaller one was taken. The steps beside it, "
+            f"{at_one_rate(folder)}.",
+            "**Where does it matter?** Other cold starts and other variants of the task:",
+            regimes_table(cells),
+            f"The tool was given up by: {'; '.join(given_up(cells)) or 'none'}.",
+            f"No group ever taught: {'; '.join(unmoved(cells)) or 'none'}. Such runs are the starting policy, graded "
+            "with the same draws; one of them counts as a seed.",
+            f"`weak` got six more seeds because its first four looked worst; those alone: {seen_again(cells['weak'])}.",
+            "At half the learning rate (3e-4):",
+            regimes_table(slower),
+            f"Given up there by: {'; '.join(given_up(slower)) or 'none'}.",
+            "**Two mends of our own**, beside the paper's form: the code's likeness as a potential (`potential`), and "
+            "no penalty for failed calls (`no_penalty`):",
+            mends_table(cells),
+            f"GTPO without its penalties minus GTPO: {without_penalties(cells)} points.",
+        ]
+    )
+
+
+def write_report(readme: Path = ROOT / "README.md", folder: Path = ROOT / "data" / "runs") -> str:
+    """Put `results_text` between the README's two marks.
+
+    Raises:
+        ValueError: a mark is missing.
+    """
+    text = readme.read_text(encoding="utf-8")
+    if BEGIN not in text or END not in text:
+        raise ValueError(f"{readme.name}: lacks the marks {BEGIN} and {END}, between which the results go")
+    made = results_text(folder)
+    before, after = text.partition(BEGIN)[0], text.partition(END)[2]
+    readme.write_text(f"{before}{BEGIN}\n{made}\n{END}{after}", encoding="utf-8")
+    return made

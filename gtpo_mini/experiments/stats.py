@@ -1,0 +1,260 @@
+"""How sure we may be: intervals over seeds and problems, what could have been seen, pass@k.
+
+Seeds and problems are two kinds of luck. A few seeds take Student's t (a percentile bootstrap covers 73 % at
+three of them); a rate takes Wilson; a difference over hundreds of paired problems takes the bootstrap.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import optimize
+from scipy import stats as distributions
+
+from ..credit.checks import finite_number, finite_numbers, open_fraction, whole_number
+
+# Of the difference of two 0/1 scores of a problem, when the arms disagree on a fifth of the problems.
+_PAIRED_PROBLEM_SD = math.sqrt(0.2)
+
+
+class Interval(NamedTuple):
+    """An estimate with both ends of its confidence interval, in the unit of the values.
+
+    >>> Interval(estimate=0.5, low=0.4, high=0.6).high
+    0.6
+    """
+
+    estimate: float
+    low: float
+    high: float
+
+
+def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """Mean over seeds with Student's t interval: mean +- t(S - 1) * s / sqrt(S), s being the sample std.
+
+    Args:
+        values: one number a seed, S >= 2 of them, from independent runs.
+        confidence: coverage, in (0, 1).
+
+    Returns:
+        The mean and its interval.
+
+    Raises:
+        ValueError: fewer than two seeds, NaN or infinity, or a confidence outside (0, 1).
+
+    Source: [D]; Student (1908).
+
+    Two seeds, mean 1, s = sqrt(2), so s / sqrt(2) = 1 and the half width is t(1) = 12.7 itself:
+
+    >>> [round(x, 1) for x in t_interval([0.0, 2.0])]
+    [1.0, -11.7, 13.7]
+    """
+    confidence = open_fraction("confidence", confidence)
+    numbers = finite_numbers("values (one a seed)", values, at_least=2)
+    mean, error = float(np.mean(numbers)), float(distributions.sem(numbers))
+    half = error * float(distributions.t.ppf((1 + confidence) / 2, df=len(numbers) - 1))
+    return Interval(mean, mean - half, mean + half)
+
+
+def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> Interval:
+    """A rate with Wilson's score interval, which holds near 0 and 1 too.
+
+    Args:
+        successes: how many of the n trials succeeded, 0 <= successes <= n.
+        n: independent trials, at least 1 (not rollouts of the same problem).
+        confidence: coverage, in (0, 1).
+
+    Returns:
+        successes / n and its interval, within [0, 1].
+
+    Raises:
+        ValueError: no trial, successes outside [0, n], or a confidence outside (0, 1).
+
+    Source: [D]; Wilson (1927).
+
+    No success in four, z = 1.96: the upper end is z^2 / (n + z^2) = 3.84 / 7.84.
+
+    >>> [round(x, 2) for x in wilson_interval(0, 4)]
+    [0.0, 0.0, 0.49]
+    """
+    confidence = open_fraction("confidence", confidence)
+    n = whole_number("n", n, low=1)
+    successes = whole_number("successes", successes, low=0, high=n)
+    ends = distributions.binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    return Interval(successes / n, float(ends.low), float(ends.high))
+
+
+def paired_bootstrap(
+    a: Sequence[float], b: Sequence[float], confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> Interval:
+    """Mean of a - b over the same problems, with a percentile bootstrap interval over problems.
+
+    Only for many problems (a hundred or more); over a few seeds it is far too narrow: ``t_interval`` there.
+
+    Args:
+        a: one score a problem (for instance its share of correct rollouts), P >= 2 of them.
+        b: the other arm's scores, of the same problems in the same order.
+        confidence: coverage, in (0, 1).
+        resamples: how often the problems are drawn again, at least 100.
+        seed: of the draws.
+
+    Returns:
+        The mean difference and its interval.
+
+    Raises:
+        ValueError: fewer than two problems, lengths that differ, NaN or infinity, or a bad setting.
+
+    It warns when every difference is the same: an interval without width is not certainty.
+
+    Source: [D]; Efron (1979).
+
+    >>> paired_bootstrap([1, 1, 0, 1] * 25, [0, 1, 0, 1] * 25).estimate
+    0.25
+    """
+    confidence = open_fraction("confidence", confidence)
+    resamples = whole_number("resamples", resamples, low=100)
+    seed = whole_number("seed", seed, low=0)
+    scores_a, scores_b = finite_numbers("a", a, at_least=2), finite_numbers("b", b, at_least=2)
+    if len(scores_a) != len(scores_b):
+        raise ValueError(f"a and b must score the same problems: got {len(scores_a)} and {len(scores_b)}")
+    differences = [x - y for x, y in zip(scores_a, scores_b, strict=True)]
+    mean = math.fsum(differences) / len(differences)
+    if min(differences) == max(differences):
+        warnings.warn(
+            f"all {len(differences)} paired differences are equal: the interval has no width, which is not "
+            "certainty; state minimum_detectable_effect beside it",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return Interval(mean, mean, mean)
+    result = distributions.bootstrap(
+        (np.array(differences),),
+        np.mean,
+        n_resamples=resamples,
+        batch=max(1, 2_000_000 // len(differences)),  # 16 MB of draws at a time
+        confidence_level=confidence,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    return Interval(mean, float(result.confidence_interval.low), float(result.confidence_interval.high))
+
+
+def minimum_detectable_effect(
+    n: int, sd: float | None = None, over: str = "problems", power: float = 0.8, confidence: float = 0.95
+) -> float:
+    """Smallest true difference of two arms that n units show with the given power, two-sided.
+
+    Over "problems" both arms answer the same n problems and ``sd`` is the std of the per-problem
+    difference; by default sqrt(0.2), that of 0/1 scores where the arms disagree on 20 % of the problems. Over
+    "seeds" each arm has n runs of its own and ``sd`` is the std between seeds within an arm.
+
+    Args:
+        n: problems, or seeds an arm; at least 2.
+        sd: standard deviation as above, above 0; must be given for seeds.
+        over: "problems" or "seeds".
+        power: chance to see an effect of this size.
+        confidence: 1 - the chance to see an effect that is not there.
+
+    Returns:
+        The effect, in the unit of ``sd`` (0.03 is three points of accuracy).
+
+    Raises:
+        ValueError: n below 2, sd missing or not above 0, an unknown ``over``, a bad power or confidence.
+
+    Source: [D]; power of the t-test by the noncentral t distribution.
+
+    Three points take about 1,740 paired problems:
+
+    >>> round(minimum_detectable_effect(1740), 3)
+    0.03
+
+    Three seeds an arm see only what is three times the spread between seeds:
+
+    >>> round(minimum_detectable_effect(3, sd=1.0, over="seeds"), 1)
+    3.1
+    """
+    n = whole_number("n", n, low=2)
+    power, confidence = open_fraction("power", power), open_fraction("confidence", confidence)
+    if power <= (1 - confidence) / 2:
+        raise ValueError(f"power must be above {(1 - confidence) / 2:g}, the false alarms, got {power!r}")
+    if over == "problems":
+        sd = _PAIRED_PROBLEM_SD if sd is None else sd
+        freedom, standard_error = n - 1, math.sqrt(1 / n)
+    elif over == "seeds":
+        if sd is None:
+            raise ValueError("sd must be given over seeds: the std between the seeds of one arm")
+        freedom, standard_error = 2 * (n - 1), math.sqrt(2 / n)
+    else:
+        raise ValueError(f"over must be problems or seeds, got {over!r}")
+    sd = finite_number("sd", sd, low=0.0)
+    if sd == 0.0:
+        raise ValueError("sd must be above 0, got 0.0: no spread would mean that any effect is seen")
+    critical = float(distributions.t.ppf((1 + confidence) / 2, df=freedom))
+
+    def surplus(shift: float) -> float:  # an effect seen with the wrong sign is not seen
+        return float(distributions.nct.sf(critical, freedom, shift)) - power
+
+    high = critical + 2.0
+    while surplus(high) < 0:
+        high *= 2.0
+    return float(optimize.brentq(surplus, 0.0, high)) * sd * standard_error
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust p-values for the number of comparisons by Holm's step-down rule.
+
+    The k-th smallest of m is multiplied by m - k + 1; none may be below a smaller one's, none above 1.
+
+    Args:
+        p_values: m >= 1 p-values in [0, 1], in any order.
+
+    Returns:
+        m adjusted p-values in that order, to be compared with the level as they are.
+
+    Raises:
+        ValueError: none given, or one outside [0, 1].
+
+    Source: [D]; Holm (1979).
+
+    >>> holm([0.04, 0.01, 0.03])
+    [0.06, 0.03, 0.06]
+    """
+    values = finite_numbers("p_values", p_values)
+    for index, value in enumerate(values):
+        finite_number(f"p_values[{index}]", value, low=0.0, high=1.0)
+    adjusted, running = [0.0] * len(values), 0.0
+    for rank, index in enumerate(sorted(range(len(values)), key=values.__getitem__)):
+        running = max(running, min(1.0, (len(values) - rank) * values[index]))
+        adjusted[index] = running
+    return adjusted
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """Unbiased chance that at least one of k samples is correct: 1 - C(n - c, k) / C(n, k).
+
+    Args:
+        n: samples drawn for one problem, at least 1.
+        c: how many of them are correct, 0 <= c <= n.
+        k: samples that a user would draw, 1 <= k <= n.
+
+    Returns:
+        A probability for one problem; average it over problems.
+
+    Raises:
+        ValueError: a number that is not whole or out of range.
+
+    Source: [D]; Chen et al. (2021), the HumanEval paper.
+
+    One of four is correct: a pair of the four misses it in 3 of 6 cases.
+
+    >>> pass_at_k(4, 1, 2)
+    0.5
+    """
+    n = whole_number("n", n, low=1)
+    c = whole_number("c", c, low=0, high=n)
+    k = whole_number("k", k, low=1, high=n)
+    return 1.0 - math.comb(n - c, k) / math.comb(n, k)

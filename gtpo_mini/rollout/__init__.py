@@ -1,0 +1,1 @@
+"""From problems to trajectories: protocol, chat, engine, forward pass, transcript."""

@@ -1,0 +1,102 @@
+"""How a protocol's text becomes token ids: by the model's own chat template, where the protocol has tools.
+
+A tool's result enters as the template would frame a tool message: the frame is cut out of a rendered sample chat, so
+that no template is written down here. The frame's ids are made once, with the template's special tokens; the result
+between them is encoded as plain text, so that a tool's output cannot forge a special token. The policy's own ids are
+never encoded again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from ..policy.model import Policy
+from ..types import ExecutionResult, Problem
+from .protocol import ToolProtocol
+
+# For a template that does not describe tools itself: what those of Qwen2.5 and Hermes say, shortened.
+_TOOLS_TEXT = (
+    "\n\nYou may call these functions:\n<tools>\n{schemas}\n</tools>\nFor each call write a JSON object between tags:\n"
+    '<tool_call>\n{{"name": <function-name>, "arguments": <args-json-object>}}\n</tool_call>'
+)
+_CALL, _RESULT = "GTPOCALLGTPO", "GTPORESULTGTPO"  # stand where the texts would
+
+
+class Chat:
+    """Encodes prompts and tool results for one policy and protocol.
+
+    Args:
+        policy: whose tokenizer and chat template count.
+        protocol: if it has no ``tools``, its text is all there is: no frame is put around a result.
+
+    Raises:
+        ValueError: the protocol has tools, but the template takes no tool message.
+    """
+
+    def __init__(self, policy: Policy, protocol: ToolProtocol) -> None:
+        self.policy, self.protocol = policy, protocol
+        self.tools: Sequence[dict[str, Any]] = getattr(protocol, "tools", None) or ()
+        self.before: list[int] = []  #: ids of the frame of a tool's result
+        self.after: list[int] = []
+        self.describes_tools = False  #: does the template do so
+        if not self.tools:
+            return
+        names = [tool["function"]["name"] for tool in self.tools]
+        opening = [{"role": "user", "content": "?"}]
+        shown = self._render(opening, tools=list(self.tools))
+        self.describes_tools = all(name in shown for name in names) and shown != self._render(opening)
+        self.before, self.after = map(self._encode_frame, self._frame())
+
+    def encode_prompt(self, problem: Problem) -> list[int]:
+        """Token ids of the problem's chat, up to and including the header of the assistant's turn."""
+        messages = [dict(message) for message in self.protocol.messages(problem)]
+        if not self.tools:
+            return self.policy.encode_chat(messages)
+        if self.describes_tools:
+            return self.policy.encode_chat(messages, list(self.tools))
+        text = _TOOLS_TEXT.format(schemas="\n".join(json.dumps(tool) for tool in self.tools))
+        if messages[0]["role"] != "system":
+            messages.insert(0, {"role": "system", "content": ""})
+        messages[0]["content"] = (messages[0]["content"] + text).strip()
+        return self.policy.encode_chat(messages)
+
+    def encode_result(self, result: ExecutionResult) -> list[int]:
+        """Token ids that carry a tool's result back, up to and including the header of the next turn."""
+        return [*self.before, *self.policy.encode(self.protocol.tool_text(result)), *self.after]
+
+    def _render(self, messages: list[dict[str, Any]], **options) -> str:
+        template = self.policy.tokenizer.apply_chat_template
+        try:
+            return template(messages, tokenize=False, add_generation_prompt=True, **options)
+        except Exception as error:  # a template raises whatever it likes
+            raise self._useless(str(error)) from error
+
+    def _frame(self) -> tuple[str, str]:
+        """The template's text between a turn's end token and a tool's result, and from there to the next turn."""
+        chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _CALL}]
+        if self.describes_tools:
+            reply, options = {"role": "tool", "name": "python", "content": _RESULT}, {"tools": list(self.tools)}
+        else:  # the model has not seen a tool's role: the user speaks for it
+            reply = {"role": "user", "content": f"<tool_response>\n{_RESULT}\n</tool_response>"}
+            options = {}
+        text = self._render([*chat, reply], **options)
+        between, found, after = text.partition(_CALL)[2].partition(_RESULT)
+        if not found:
+            raise self._useless("it leaves the result of a tool out")
+        # The end token is the policy's own: it has been sampled already.
+        ends = [self.policy.tokenizer.convert_ids_to_tokens(i) for i in self.policy.eos_ids]
+        for end in ends:
+            if between.lstrip().startswith(end):
+                return between.lstrip().removeprefix(end), after
+        raise self._useless(f"an assistant's message ends with none of the end tokens {sorted(ends)}")
+
+    def _useless(self, reason: str) -> ValueError:
+        return ValueError(
+            f"model {self.policy.name!r}: its chat template cannot frame a tool's result for protocol "
+            f"{self.protocol.name!r} ({reason}); use protocol 'fenced'"
+        )
+
+    def _encode_frame(self, text: str) -> list[int]:
+        return self.policy.tokenizer.encode(text, add_special_tokens=False)

@@ -1,0 +1,189 @@
+"""The offline task: branching word problems that take at least three tool turns.
+
+Each step but the first may depend on what the tool printed for the step before ("if the count is even ... if
+it is odd ..."), so the calls cannot be written ahead. Answers are whole numbers up to many thousands, so they
+cannot be guessed. The same generator writes imperfect solutions for the cold start: at every turn a call may
+be broken (syntax error, forgotten print) or wrong (operator, number), and may or may not be mended.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..types import Problem
+
+_OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
+_PHRASES = {
+    "+": ("{k} more arrive", "{k} are added", "someone brings another {k}"),
+    "-": ("{k} are sold", "{k} get lost", "someone takes away {k}"),
+    "*": ("the count becomes {k} times as large", "a machine makes it {k} times as many"),
+}
+_TESTS = {"even": ("even", "odd"), "large": ("over 500", "not over 500")}  # the words for yes and no
+_THINGS = ("apples", "bolts", "books", "cards", "coins", "lamps", "shells", "stamps", "tiles", "toys")
+_ASKS = {"count": "How many {thing} now?", "parity": "Is the number of {thing} now even or odd?"}
+_NAMES = ("Ana", "Ben", "Chen", "Dora", "Emil", "Fay", "Gus", "Hana", "Ivo", "Jun")
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One change of the count, e.g. ``Operation("*", 7)``."""
+
+    symbol: str
+    number: int
+
+    def apply(self, count: int) -> int:
+        return _OPERATORS[self.symbol](count, self.number)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: a test of the current count and what happens if it holds, and if not. ``test`` "": no branch."""
+
+    test: str
+    then: Operation
+    otherwise: Operation
+
+    def choose(self, count: int) -> Operation:
+        """The operation this step asks for.
+
+        >>> Step("even", Operation("+", 5), Operation("*", 3)).choose(7)
+        Operation(symbol='*', number=3)
+        """
+        return self.then if self.test_holds(count) else self.otherwise
+
+    def test_holds(self, count: int) -> bool:
+        """Whether the test holds; without a test it does."""
+        return {"": True, "even": count % 2 == 0, "large": count > 500}[self.test]
+
+
+def _draw_operation(rng: random.Random) -> Operation:
+    symbol = rng.choice("++--**")
+    low, high = {"+": (11, 99), "-": (11, 49), "*": (3, 12)}[symbol]
+    return Operation(symbol, rng.randint(low, high))
+
+
+def _phrase(op: Operation, rng: random.Random) -> str:
+    return rng.choice(_PHRASES[op.symbol]).format(k=op.number)
+
+
+def draw_problem(rng: random.Random, steps: int = 3, ask: str = "count") -> Problem:
+    """One problem; its ``metadata`` holds start, steps and what is asked, which only the trace writer reads."""
+    start, plan, sentences = rng.randint(50, 199), [], []
+    for index in range(steps):
+        test = "" if index == 0 else "even" if index == 1 else rng.choice(("", "even", "large"))
+        then, otherwise = _draw_operation(rng), _draw_operation(rng)
+        plan.append(Step(test, then, otherwise))
+        if not test:
+            sentences.append(f"Step {index + 1}: {_phrase(then, rng)}.")
+        else:
+            yes, no = _TESTS[test]
+            branch = f"if the count is {yes}, {_phrase(then, rng)}; if it is {no}, {_phrase(otherwise, rng)}."
+            sentences.append(f"Step {index + 1}: {branch}")
+    count = start
+    for step in plan:
+        count = step.choose(count).apply(count)
+    thing = rng.choice(_THINGS)
+    question = " ".join((f"{rng.choice(_NAMES)} has {start} {thing}.", *sentences, _ASKS[ask].format(thing=thing)))
+    key = hashlib.sha256(question.encode()).hexdigest()
+    metadata = {"start": start, "steps": tuple(plan), "ask": ask}
+    return Problem(key[:16], question, answer_from(str(count), ask), metadata)
+
+
+def answer_from(count: str, ask: str) -> str:
+    """What is asked, of the last count that the tool printed; text that is no number stays as it is.
+
+    >>> answer_from("17", "count"), answer_from("17", "parity")
+    ('17', 'odd')
+    """
+    try:
+        return ("odd" if int(count) % 2 else "even") if ask == "parity" else count
+    except ValueError:
+        return count
+
+
+def draw_problems(
+    size: int, split: str = "train", seed: int = 0, steps: int = 3, ask: str = "count"
+) -> tuple[Problem, ...]:
+    """``size`` different problems. The hash of its text decides a problem's split, so no draw can mix them.
+
+    Args:
+        size: number of problems, at least 1.
+        split: "train" (seven in eight of all problems) or "test" (the eighth).
+        seed: of the draw.
+        steps: operations a problem, 3 to 8.
+        ask: "count", which nobody guesses, or "parity" (even or odd), which a guess gets right half the time.
+
+    >>> problem = draw_problems(1, seed=3)[0]
+    >>> set(p.id for p in draw_problems(50, "test")) & set(p.id for p in draw_problems(400, "train"))
+    set()
+    """
+    if split not in ("train", "test"):
+        raise ValueError(f"split={split!r}: the task 'branching' has the splits 'train' and 'test'")
+    if size < 1 or not 3 <= steps <= 8 or ask not in _ASKS:
+        raise ValueError(
+            f"size={size}, steps={steps}, ask={ask!r}: size must be at least 1, steps in 3..8 and ask one of "
+            f"{', '.join(_ASKS)}"
+        )
+    rng, found = random.Random(f"branching-{split}-{seed}-{steps}"), {}
+    while len(found) < size:
+        problem = draw_problem(rng, steps, ask)
+        if not problem.answer.startswith("-") and (int(problem.id, 16) % 8 == 0) == (split == "test"):
+            found[problem.id] = problem
+    return tuple(found.values())
+
+
+@dataclass(frozen=True)
+class TraceNoise:
+    """How imperfect the cold-start traces are; rates in [0, 1]."""
+
+    bad_call: float = 0.5  #: a turn's call is broken or wrong
+    recover: float = 0.5  #: a bad call is followed by a right one
+    invalid: float = 0.4  #: a bad call does not run at all; the others run, and print a wrong number or nothing
+    skip: float = 0.0  #: a step is left out, and all that follow it: the answer is taken from the count so far
+
+
+def write_trace(problem: Problem, rng: random.Random, noise: TraceNoise) -> Iterator[tuple[str, str] | None]:
+    """Thought and code of each turn of an imperfect solution, then None; ``send`` what the tool printed after each.
+
+    The writer goes on from the number that the tool printed, so a wrong call carries on to the answer.
+    """
+    count = problem.metadata["start"]
+    for number, step in enumerate(problem.metadata["steps"], 1):
+        if rng.random() < noise.skip:
+            break
+        op = step.choose(count)
+        thought = f"Step {number}"
+        if step.test:
+            thought += f", {_TESTS[step.test][0 if step.test_holds(count) else 1]}"
+        while True:
+            bad = rng.random() < noise.bad_call
+            printed = yield (
+                thought,
+                _bad_code(op, count, rng, noise) if bad else f"print({count}{op.symbol}{op.number})",
+            )
+            if not bad or rng.random() >= noise.recover:
+                break
+        try:
+            count = int(printed)
+        except ValueError:  # a broken call that was not mended: the writer guesses and goes on
+            count = op.apply(count) + rng.choice((-10, -1, 1, 10))
+    yield None
+
+
+def _bad_code(op: Operation, count: int, rng: random.Random, noise: TraceNoise) -> str:
+    kind = rng.choice(("no print", "operator", "number"))
+    if rng.random() < noise.invalid:
+        return rng.choice((f"print({count}{op.symbol}{op.number}", f"print({count}{op.symbol}/{op.number})"))
+    if kind == "no print":
+        return f"{count}{op.symbol}{op.number}"
+    if kind == "operator":
+        wrong = rng.choice([symbol for symbol in _OPERATORS if symbol != op.symbol])
+        return f"print({count}{wrong}{op.number})"
+    digits = list(str(count))
+    place = rng.choice([i for i, digit in enumerate(digits) if digit.isdigit()])  # a count may be negative
+    digits[place] = str((int(digits[place]) + rng.randint(1, 9)) % 10)
+    return f"print({''.join(digits)}{op.symbol}{op.number})"

@@ -1,0 +1,195 @@
+"""Rows that others wrote, from a file or the hub, as problems; every row that cannot be used is named by its line."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..types import Problem
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a row make a problem; the others become its metadata."""
+
+    question: tuple[str, ...] = ("question",)  #: their texts are joined by a blank
+    answer: str = "answer"
+    id: str = "id"  #: left out in a row, its line number is the id
+    clean: Callable[[str], str] = str.strip  #: from the answer's text to the gold answer
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set of the hub, and what its files are called in a folder."""
+
+    dataset: str
+    config: str | None
+    splits: dict[str, str]  #: our split -> the hub's
+    columns: Columns
+    whole: str | None = None  #: one JSON file with all rows, as its authors publish it
+    cut: int = 0  #: of that file: the rows of train, in order; the rest is test
+
+
+def _after_hashes(answer: str) -> str:
+    return answer.rsplit("####", 1)[-1].strip()
+
+
+SOURCES = {
+    "gsm8k": Source("openai/gsm8k", "main", {"train": "train", "test": "test"}, Columns(id="", clean=_after_hashes)),
+    "svamp": Source(
+        "ChilleD/SVAMP",
+        None,
+        {"train": "train", "test": "test"},
+        Columns(("Body", "Question"), "Answer", "ID"),
+        whole="SVAMP.json",
+        cut=700,
+    ),
+    "math500": Source("HuggingFaceH4/MATH-500", None, {"test": "test"}, Columns(("problem",), id="unique_id")),
+    "aime": Source("HuggingFaceH4/aime_2024", None, {"test": "train"}, Columns(("problem",))),
+}
+
+
+def load_source(name: str, split: str, size: int | None = None) -> tuple[Problem, ...]:
+    """The problems of a data set: from ``GTPO_DATA_DIR`` if that is set, else from the hub.
+
+    Args:
+        name: a key of `SOURCES`.
+        split: "train" or "test".
+        size: how many, from the first; None: all.
+
+    Raises:
+        ValueError: no such split or file; no hub; rows that cannot be used, with their line numbers.
+    """
+    source = SOURCES[name]
+    if split not in source.splits:
+        raise ValueError(f"task {name!r} has only the split {', '.join(source.splits)}: it is for evaluation")
+    if folder := os.environ.get("GTPO_DATA_DIR"):
+        return _from_folder(name, source, Path(folder) / name, split, size)
+    import datasets
+
+    try:
+        rows = list(datasets.load_dataset(source.dataset, source.config, split=source.splits[split]))
+    except Exception as error:
+        raise ValueError(
+            f"task {name!r}: the hub could not be read ({type(error).__name__}); set GTPO_DATA_DIR to a folder "
+            f"that holds {name}/{split}.jsonl, with the hub's columns"
+        ) from error
+    return problems_from_rows(source.dataset, enumerate(rows, 1), source.columns)[:size]
+
+
+def _from_folder(name: str, source: Source, folder: Path, split: str, size: int | None) -> tuple[Problem, ...]:
+    path = folder / f"{split}.jsonl"
+    if not path.is_file() and source.whole and (whole := folder / source.whole).is_file():
+        rows = list(enumerate(json.loads(whole.read_text(encoding="utf-8")), 1))
+        rows = rows[: source.cut] if split == "train" else rows[source.cut :]
+        return problems_from_rows(str(whole), rows, source.columns)[:size]
+    if not path.is_file():
+        raise ValueError(
+            f"GTPO_DATA_DIR={os.environ['GTPO_DATA_DIR']}: no file {name}/{split}.jsonl there; unset it to use the hub"
+        )
+    return load_json_lines(path, source.columns)[:size]
+
+
+def load_json_lines(path: Path, columns: Columns = Columns()) -> tuple[Problem, ...]:
+    """The problems of a file with one JSON object a line; blank lines are allowed.
+
+    Raises:
+        ValueError: one message that names every line that cannot be used, and why; nothing is left out silently.
+    """
+    rows: list[tuple[int, object]] = []
+    faults: list[tuple[int, str]] = []
+    for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            rows.append((number, json.loads(line.decode("utf-8"))))
+        except UnicodeDecodeError:
+            faults.append((number, "not UTF-8"))
+        except (ValueError, RecursionError):
+            faults.append((number, "not JSON"))
+    return problems_from_rows(str(path), rows, columns, faults)
+
+
+def problems_from_rows(
+    source: str,
+    rows: Iterable[tuple[int, object]],
+    columns: Columns = Columns(),
+    faults: Sequence[tuple[int, str]] = (),
+) -> tuple[Problem, ...]:
+    """Problems from (line number, row) pairs.
+
+    Args:
+        source: what the message calls the file.
+        rows: rows as they were read; a good one is an object.
+        columns: which of its values count.
+        faults: (line number, what is wrong) of lines that could not even be read.
+
+    Raises:
+        ValueError: any line has a fault; the message names the lines of each kind of fault.
+
+    >>> problems_from_rows("f", [(1, {"question": "a?", "answer": 2}), (3, {"question": "b?"}), (4, [])])
+    Traceback (most recent call last):
+    ValueError: f: 2 lines cannot be used: line 3 (no 'answer'), line 4 (no object); mend or remove them
+    """
+    problems, faults, seen = [], list(faults), {}
+    for number, row in rows:
+        problem = _problem(number, row, columns)
+        if isinstance(problem, str):
+            faults.append((number, problem))
+        elif (first := seen.setdefault(problem.id, number)) != number:
+            faults.append((number, f"its id {problem.id!r} stands on line {first} too"))
+        else:
+            problems.append(problem)
+    if not faults:
+        return tuple(problems)
+    kinds: dict[str, list[int]] = {}
+    for number, what in sorted(faults):
+        kinds.setdefault(what, []).append(number)
+    shown = [f"line {_some(numbers)} ({what})" for what, numbers in kinds.items()]
+    rest = f" and {len(shown) - 12} more kinds of fault" if len(shown) > 12 else ""
+    count = f"{len(faults)} lines" if len(faults) > 1 else "one line"
+    raise ValueError(f"{source}: {count} cannot be used: {', '.join(shown[:12])}{rest}; mend or remove them")
+
+
+def _problem(number: int, row: object, columns: Columns) -> Problem | str:
+    """The problem in a row, or what is wrong with it."""
+    if not isinstance(row, dict):
+        return "no object"
+    parts = []
+    for name in columns.question:
+        part = row.get(name)
+        if not (isinstance(part, str) and part.strip()):
+            return f"no {name!r}" if part is None else f"{name!r} is empty or no text"
+        parts.append(part.strip())
+    answer = row.get(columns.answer)
+    if answer is None:
+        return f"no {columns.answer!r}"
+    if isinstance(answer, bool) or not isinstance(answer, str | int | float):
+        return f"{columns.answer!r} is neither text nor a number"
+    if isinstance(answer, float) and not math.isfinite(answer):
+        return f"{columns.answer!r} is no finite number"
+    gold = columns.clean(answer if isinstance(answer, str) else repr(answer))
+    if not gold:
+        return f"empty {columns.answer!r}"
+    name = row.get(columns.id)
+    question, name = " ".join(parts), str(number if name is None else name)
+    if not all(_is_unicode(text) for text in (question, gold, name)):
+        return "half a surrogate pair, which is no text"
+    used = {*columns.question, columns.answer, columns.id}
+    return Problem(name, question, gold, {key: value for key, value in row.items() if key not in used})
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _some(items: Sequence) -> str:
+    return ", ".join(map(str, items[:8])) + (f" and {len(items) - 8} more" if len(items) > 8 else "")

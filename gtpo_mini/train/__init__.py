@@ -1,0 +1,1 @@
+"""From advantages to a gradient, in runs that survive."""

@@ -1,0 +1,239 @@
+"""Checkpoints of a run: written whole or not at all, and read only if they are whole and of the same run.
+
+A checkpoint is a folder ``step-000020`` (after 20 steps) with ``weights.safetensors`` (what is trained: the adapter, or
+all weights), ``optimizer.safetensors`` (its tensors), ``state.json`` (its other values, every random state) and
+``manifest.json`` (whose run it is; size and SHA-256 of each file). Nothing in it can run code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from ..policy.model import Policy
+from ..tasks.task import Task
+from .record import clear_disk_errors, sync
+
+FORMAT = 1
+KEEP = 2  #: whole checkpoints that stay; should the disk spoil the last one, there is another
+FILES = ("weights.safetensors", "optimizer.safetensors", "state.json")
+_WRITING = ".writing"  # ends the name of a folder that is not whole yet, or no longer
+
+
+def fingerprint(policy: Policy) -> str:
+    """What a policy is: names, shapes, types and some values of its weights. Short, and the same on any machine.
+
+    4-bit weights count by their shape alone, because devices may round them differently.
+    """
+    digest = hashlib.sha256()
+    for name, weight in policy.model.named_parameters():
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype} {weight.requires_grad}".encode())
+        if weight.is_floating_point():
+            flat = weight.detach().flatten()
+            digest.update(flat[:: max(1, len(flat) // 64)].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def fingerprint_task(task: Task) -> str:
+    """What a task is: its problems, in their order."""
+    digest = hashlib.sha256()
+    for problem in task.problems:
+        digest.update(repr((problem.id, problem.question, problem.answer)).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()[:16]
+
+
+def difference(now: dict, then: object) -> str | None:
+    """In words, what sets the identity of one run apart from another's; None if nothing does.
+
+    >>> difference({"task": "a", "config": {"gamma": 1.0}}, {"task": "a", "config": {"gamma": 0.9}})
+    'gamma was 0.9 and is 1.0'
+    """
+    if not isinstance(then, dict):
+        return "it does not say which run it is of"
+    found = []
+    for key in {**now, **then}:
+        mine, other = now.get(key), then.get(key)
+        if isinstance(mine, dict) and isinstance(other, dict):
+            found.append(difference(mine, other))
+        elif mine != other:
+            found.append(f"{key} was {other!r} and is {mine!r}")
+    return "; ".join(filter(None, found)) or None
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        folder: where they lie; made with the first.
+        identity: plain data that says which run this is; a checkpoint with another one is foreign.
+    """
+
+    def __init__(self, folder: Path, identity: dict) -> None:
+        self.folder, self.identity = folder, json.loads(json.dumps(identity))
+
+    def save(self, step: int, policy: Policy, optimizer: torch.optim.Optimizer, state: dict) -> Path:
+        """Write a checkpoint beside the others, move it to its place, and drop those that are too many.
+
+        Args:
+            step: steps finished.
+            policy, optimizer: as they are after them.
+            state: more plain data to keep.
+
+        Raises:
+            RuntimeError: the disk is full, or refuses; the checkpoints before are as they were.
+        """
+        place = self.folder / f"step-{step:06d}"
+        new = place.with_name(place.name + _WRITING)
+        tensors: dict[str, torch.Tensor] = {}
+        rest = _take_tensors(optimizer.state_dict(), tensors, "optimizer")
+        with clear_disk_errors(place):
+            try:
+                self._sweep()
+                new.mkdir(parents=True)
+                save_file({name: w.contiguous() for name, w in _trained(policy).items()}, new / FILES[0])
+                save_file(tensors, new / FILES[1])
+                state = {**state, "optimizer": rest, "random": random_state()}
+                (new / FILES[2]).write_text(json.dumps(state), encoding="utf-8")
+                files = {name: _size_and_hash(new / name) for name in FILES}
+                manifest = {"format": FORMAT, "step": step, "identity": self.identity, "files": files}
+                (new / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+                for name in (*FILES, "manifest.json", "."):
+                    sync(new / name)
+                if place.exists():  # it was skipped, or the run would not be here again
+                    self._drop(place)
+                new.rename(place)
+                sync(self.folder)
+            except BaseException:
+                shutil.rmtree(new, ignore_errors=True)
+                raise
+            # Later ones are broken, or another run's: they are nobody's to count or to remove.
+            before = sorted(old for old in self.folder.glob("step-??????") if old.name < place.name)
+            for old in before[: 1 - KEEP]:
+                self._drop(old)
+        return place
+
+    def newest(self, most: int) -> Path | None:
+        """The newest checkpoint that is whole and of this run; warns of every newer one that is not.
+
+        Args:
+            most: steps that the run's record holds; a checkpoint with more is not of this record.
+        """
+        for place in sorted(self.folder.glob("step-*"), reverse=True) if self.folder.is_dir() else ():
+            reason = self._fault(place, most)
+            if reason is None:
+                return place
+            warnings.warn(f"checkpoint {place} is skipped: {reason}", stacklevel=3)
+        return None
+
+    def load(self, place: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> dict:
+        """Put everything back as `save` found it; returns ``state``.
+
+        Args:
+            place: what `newest` returned.
+            policy, optimizer: made as they were when the run began.
+        """
+        weights = load_file(place / FILES[0])
+        with torch.no_grad():
+            for name, weight in _trained(policy).items():
+                weight.copy_(weights[name])
+        state = json.loads((place / FILES[2]).read_text(encoding="utf-8"))
+        optimizer.load_state_dict(_put_tensors(state.pop("optimizer"), load_file(place / FILES[1])))
+        set_random_state(state.pop("random"))
+        return state
+
+    def _fault(self, place: Path, most: int) -> str | None:
+        """Why a checkpoint cannot be trusted; None if it can."""
+        if place.name.endswith(_WRITING):
+            return "the run was stopped while this was written or removed"
+        try:
+            manifest = json.loads((place / "manifest.json").read_text(encoding="utf-8"))
+            if manifest["format"] != FORMAT:
+                return f"it has format {manifest['format']!r}, this version reads {FORMAT}"
+            if place.name != f"step-{manifest['step']:06d}":
+                return f"by its manifest it is of step {manifest['step']}"
+            if other := difference(self.identity, manifest["identity"]):
+                return f"it is of another run: {other}"
+            if manifest["step"] > most:
+                return f"metrics.jsonl holds only {most} steps"
+            for name in FILES:
+                if not (place / name).is_file():
+                    return f"{name} is missing"
+                if _size_and_hash(place / name) != manifest["files"][name]:
+                    return f"{name} is not as it was written (half-written or changed)"
+        except OSError as error:
+            return f"it cannot be read ({error.strerror or error})"
+        except (ValueError, KeyError, TypeError):
+            return "manifest.json is not readable (half-written or changed)"
+        return None
+
+    def _drop(self, place: Path) -> None:
+        """Remove a checkpoint; its name goes first, so that a crash leaves no half of it under a good name."""
+        gone = place.rename(place.with_name(f"{place.name}.old{_WRITING}"))
+        shutil.rmtree(gone, ignore_errors=True)
+
+    def _sweep(self) -> None:
+        for left in self.folder.glob(f"step-*{_WRITING}"):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def random_state() -> dict[str, Any]:
+    """Every global random state as plain data: Python's, numpy's, torch's on the CPU and on each GPU."""
+    kind, keys, *rest = np.random.get_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {
+        "python": random.getstate(),
+        "numpy": [kind, keys.tolist(), *rest],
+        "torch": torch.get_rng_state().tolist(),
+        "cuda": [state.tolist() for state in cuda],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """The opposite of `random_state`; a run that goes on with another number of GPUs leaves theirs alone."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([torch.tensor(s, dtype=torch.uint8) for s in state["cuda"]])
+
+
+def _trained(policy: Policy) -> dict[str, torch.Tensor]:
+    return {name: p.detach() for name, p in policy.model.named_parameters() if p.requires_grad}
+
+
+def _size_and_hash(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _take_tensors(value: Any, tensors: dict[str, torch.Tensor], name: str) -> Any:
+    """Plain data with the tensors moved to ``tensors``; a dict becomes pairs, because JSON would make its keys text."""
+    if isinstance(value, torch.Tensor):
+        # Optimisers share tables between weights, which a safetensors file cannot.
+        tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        return {"tensor": name}
+    if isinstance(value, dict):
+        return {"pairs": [[key, _take_tensors(x, tensors, f"{name}.{key}")] for key, x in value.items()]}
+    if isinstance(value, list | tuple):
+        return [_take_tensors(x, tensors, f"{name}.{i}") for i, x in enumerate(value)]
+    return value
+
+
+def _put_tensors(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    """The opposite of `_take_tensors`, but that a tuple comes back as a list."""
+    if isinstance(value, dict):
+        if "tensor" in value:
+            return tensors[value["tensor"]]
+        return {key: _put_tensors(x, tensors) for key, x in value["pairs"]}
+    return [_put_tensors(x, tensors) for x in value] if isinstance(value, list) else value

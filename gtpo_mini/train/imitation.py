@@ -1,0 +1,252 @@
+"""A cold start for any policy: supervised training on traces (prompt, code, tool output, answer).
+
+A small base model begins at zero reward, and a group without a right rollout teaches nothing. Traces come from a file,
+or from the model itself by rejection sampling: of its rollouts, those that used the tool and are right. The loss is on
+policy tokens only; prompts and tool output are context, through the protocol that training will use.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections import Counter
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from ..policy.model import Policy
+from ..rollout.chat import Chat
+from ..rollout.engine import RolloutEngine
+from ..sandbox import Sandbox
+from ..tasks.rows import load_json_lines
+from ..tasks.task import Task
+from ..types import ExecutionResult, Problem, StopReason, Trajectory, Turn
+from .loss import token_logprobs
+
+
+def make_trace(
+    problem: Problem, turns: Generator[str, ExecutionResult | None, None], chat: Chat, sandbox: Sandbox
+) -> Trajectory:
+    """A solution that is given in words, as the trajectory of a rollout that wrote it; its calls are really run.
+
+    Args:
+        problem: what it solves.
+        turns: yields the policy's text of each turn, and is sent the result of its call; the last one has no call.
+        chat: encodes prompt and results.
+        sandbox: runs the calls.
+    """
+    policy, protocol = chat.policy, chat.protocol
+    ids = chat.encode_prompt(problem)
+    length, mask, index, done = len(ids), [0] * len(ids), [-1] * len(ids), []
+    text = next(turns)
+    with closing(sandbox.session()) as session:
+        while True:
+            parsed = protocol.read(text)
+            # Not `Policy.encode`, which is for text of others: the tags of a call may be special tokens.
+            mine = policy.tokenizer.encode(text, add_special_tokens=False)
+            if not protocol.is_complete(text):  # what ends a turn where the text itself does not
+                mine.append(policy.tokenizer.eos_token_id)
+            result = None if parsed.code is None else session.run(parsed.code)
+            theirs = [] if result is None else chat.encode_result(result)
+            ids, mask = [*ids, *mine, *theirs], [*mask, *[1] * len(mine), *[0] * len(theirs)]
+            index += [len(done)] * (len(mine) + len(theirs))
+            done.append(Turn(text, code=parsed.code, result=result))
+            if result is None:
+                break
+            text = turns.send(result)
+    return Trajectory(
+        problem=problem,
+        token_ids=tuple(ids),
+        prompt_length=length,
+        loss_mask=tuple(mask),
+        turn_index=tuple(index),
+        logprobs=tuple([0.0] * len(ids)),
+        turns=tuple(done),
+        stop=StopReason.NO_ANSWER if parsed.answer is None else StopReason.ANSWER,
+        answer=parsed.answer,
+    )
+
+
+def read_traces(path: str | Path, chat: Chat, sandbox: Sandbox, context: int | None = None) -> list[Trajectory]:
+    r"""Traces from a file with one JSON object a line: ``question``, ``answer``, and ``turns``, the policy's texts.
+
+    A line: ``{"question": "6 * 7?", "answer": "42", "turns": ["```python\nprint(6 * 7)\n```", "\\boxed{42}"]}``.
+    Tool output is no part of it: the calls are run here.
+
+    Args:
+        path: the file.
+        chat, sandbox: as in `make_trace`.
+        context: most tokens of a trace; None: the model's own limit.
+
+    Raises:
+        ValueError: a line is no problem; its turns do not begin with calls and end with its answer; a trace is too
+            long. The message names the line or the id.
+    """
+    traces = []
+    context = min(context or chat.policy.context_length, chat.policy.context_length)
+    problems = load_json_lines(Path(path))
+    if not problems:
+        raise ValueError(f"{path}: holds no traces")
+    judge = Task(str(path), problems)
+    for problem in problems:
+        where = f"{path}: the trace with the id (or on the line) {problem.id}"
+        texts = problem.metadata.get("turns")
+        texts = (
+            [text.rstrip() if isinstance(text, str) else text for text in texts] if isinstance(texts, list) else None
+        )
+        if not (texts and all(isinstance(text, str) and text for text in texts)):
+            raise ValueError(f"{where}: 'turns' must be a list of texts, none of them empty")
+        if any(chat.protocol.is_complete(text[:-1]) for text in texts):
+            raise ValueError(f"{where}: text after a call; a turn ends where its call does, the rest is the next turn")
+        calls = [chat.protocol.read(text).code is not None for text in texts]
+        if calls != [True] * (len(texts) - 1) + [False] or chat.protocol.read(texts[-1]).answer is None:
+            raise ValueError(f"{where}: every turn but the last must make a call, the last must answer")
+        trace = make_trace(problem, _said(texts), chat, sandbox)
+        if not judge.grade(problem, trace.answer):
+            raise ValueError(f"{where}: it answers {trace.answer!r}, but its 'answer' is {problem.answer!r}")
+        if len(trace.token_ids) > context:
+            raise ValueError(f"{where}: {len(trace.token_ids)} tokens, but the context holds {context}")
+        traces.append(trace)
+    return traces
+
+
+def _said(texts: Sequence[str]) -> Generator[str, ExecutionResult | None, None]:
+    for text in texts:
+        _ = yield text  # a list's own iterator could not be sent a result
+
+
+def write_traces(path: str | Path, traces: Sequence[Trajectory]) -> None:
+    """Write traces as `read_traces` takes them, to be looked at, mended, and used again."""
+    seen: Counter[str] = Counter()
+    numbers = []
+    for trace in traces:
+        seen[trace.problem.id] += 1
+        numbers.append(seen[trace.problem.id])
+    lines = [
+        {
+            "id": trace.problem.id if number == 1 else f"{trace.problem.id} #{number}",
+            "question": trace.problem.question,
+            "answer": trace.problem.answer,
+            "turns": [turn.text for turn in trace.turns],
+        }
+        for number, trace in zip(numbers, traces, strict=True)
+    ]
+    Path(path).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def sample_traces(
+    engine: RolloutEngine, task: Task, problems: int, samples: int, seed: int = 0, keep: int = 2
+) -> list[Trajectory]:
+    """Rejection sampling: of the policy's own rollouts, those that are right and whose calls all ran.
+
+    Args:
+        engine: samples rollouts.
+        task: its first ``problems`` problems are tried, ``samples`` times each.
+        seed: of the sampling.
+        keep: most traces of one problem, so that the easy ones do not crowd out the rest.
+
+    Returns:
+        Traces with at least one call each, no two of a problem with the same text.
+
+    Raises:
+        ValueError: there was not one; the message says why rollouts were rejected.
+    """
+    rollouts = engine.generate(task.problems[:problems], samples, seed)
+    kept: dict[tuple[str, tuple[str, ...]], Trajectory] = {}
+    counts: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    for rollout in rollouts:
+        texts = (rollout.problem.id, tuple(turn.text for turn in rollout.turns))
+        if not any(turn.calls_tool for turn in rollout.turns):
+            reasons["no call"] += 1
+        elif any(turn.invalid_call for turn in rollout.turns):
+            reasons["a call that failed"] += 1
+        elif not task.grade(rollout.problem, rollout.answer):
+            reasons["a wrong answer or none"] += 1
+        elif texts not in kept and counts[rollout.problem.id] < keep:
+            kept[texts] = rollout
+            counts[rollout.problem.id] += 1
+    if not kept:
+        found = ", ".join(f"{count} with {reason}" for reason, count in reasons.most_common())
+        raise ValueError(
+            f"rejection sampling kept none of {len(rollouts)} rollouts ({found}); give more problems or samples, an "
+            "easier task, or traces of your own (--traces)"
+        )
+    return list(kept.values())
+
+
+def imitate(
+    policy: Policy,
+    traces: Sequence[Trajectory],
+    steps: int,
+    learning_rate: float,
+    batch: int = 32,
+    tokens_per_pass: int | None = None,
+    rng: random.Random | None = None,
+    label: str = "imitation",
+) -> list[float]:
+    """Supervised training in place: AdamW, a warm-up of up to 100 steps, then a cosine.
+
+    Args:
+        policy: its trainable weights change: all, or the adapter's.
+        traces: what is imitated.
+        steps: updates, at least 1.
+        learning_rate: its peak.
+        batch: most traces of an update.
+        tokens_per_pass: tokens of a forward pass (rollouts are never cut); None: the whole batch in one.
+        rng: draws the batches; None: a generator of its own.
+        label: of the bar.
+
+    Returns:
+        The loss of each step, in nats a policy token.
+
+    Raises:
+        ValueError: no traces, a setting out of range, or a loss or gradient that is not finite.
+    """
+    for name, value in (("steps", steps), ("batch", batch), ("learning_rate", learning_rate), ("traces", len(traces))):
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name}={value}: must be above 0")
+    rng, batch = rng or random.Random(0), min(batch, len(traces))
+    # Traces of one length go together, or half of a batch would be padding.
+    ordered = sorted(traces, key=lambda trace: len(trace.token_ids))
+    count = -(-len(ordered) // batch)
+    cuts = [i * len(ordered) // count for i in range(count + 1)]  # batches of nearly one size, none left out
+    batches = [ordered[begin:end] for begin, end in pairwise(cuts)]
+    policy.train_in_float32()
+    optimizer = torch.optim.AdamW(policy.trainable_parameters(), lr=learning_rate, weight_decay=0.01)
+    policy.model.train()
+    losses: list[float] = []
+    bar = tqdm(range(steps), desc=label)
+    for step in bar:
+        share = min(1.0, (step + 1) / min(100, max(1, steps // 3))) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * share
+        optimizer.zero_grad()
+        losses.append(_backward(policy, rng.choice(batches), tokens_per_pass))
+        norm = torch.nn.utils.clip_grad_norm_(policy.trainable_parameters(), 1.0)
+        if not math.isfinite(losses[-1]) or not math.isfinite(norm):
+            raise ValueError(f"step {step}: loss {losses[-1]}, gradient norm {norm}; take a smaller learning_rate")
+        optimizer.step()
+        bar.set_postfix(loss=f"{sum(losses[-32:]) / len(losses[-32:]):.3f}")
+    policy.model.eval()
+    return losses
+
+
+def _backward(policy: Policy, batch: Sequence[Trajectory], tokens_per_pass: int | None) -> float:
+    """Gradients of the mean loss over all policy tokens of a batch; returns that loss."""
+    width = max(len(trace.token_ids) for trace in batch)
+    size = max(1, tokens_per_pass // width) if tokens_per_pass else len(batch)
+    total = sum(sum(trace.loss_mask) for trace in batch)
+    whole = 0.0
+    for begin in range(0, len(batch), size):
+        part = batch[begin : begin + size]
+        share = sum(sum(trace.loss_mask) for trace in part) / total
+        loss = -token_logprobs(policy, part).mean() * share
+        loss.backward()
+        whole += loss.item()
+    return whole

@@ -1,0 +1,132 @@
+"""What a step reports, under fixed keys, and the header that says where a run came from."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import platform
+import resource
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from ..types import StopReason, Trajectory
+from .config import TrainConfig
+
+_TURNS = 6  # turn indices that the metrics tell apart
+
+
+def mean(values: Sequence[float]) -> float:
+    """Mean, 0 for nothing."""
+    return sum(values) / len(values) if values else 0.0
+
+
+def describe_rollouts(rollouts: Sequence[Trajectory], correct: Sequence[bool]) -> dict[str, float]:
+    """Rates and means over R rollouts, the keys being the same whatever happened.
+
+    ``rollout/guesses`` is the share of answers that no tool output holds: a policy that stops using its tool
+    shows there first.
+    """
+    turns = [turn for rollout in rollouts for turn in rollout.turns]
+    calls = [turn for turn in turns if turn.calls_tool]
+    answered = [rollout for rollout in rollouts if rollout.answer is not None]
+    guesses = [not any(r.answer in t.result.stdout for t in r.turns if t.result is not None) for r in answered]
+    return {
+        "reward/outcome": mean(correct),
+        "rollout/turns": mean([len(rollout.turns) for rollout in rollouts]),
+        "rollout/calls": len(calls) / len(rollouts),
+        "rollout/invalid_calls": mean([turn.invalid_call for turn in calls]),
+        "rollout/guesses": mean(guesses),
+        "rollout/turn_tokens": sum(sum(r.loss_mask) for r in rollouts) / max(1, len(turns)),
+        "rollout/tokens": mean([len(rollout.token_ids) for rollout in rollouts]),
+        "rollout/tokens_max": max(len(rollout.token_ids) for rollout in rollouts),
+        "rollout/truncated": mean([rollout.stop.truncated for rollout in rollouts]),
+        **{f"rollout/stop_{reason}": mean([r.stop == reason for r in rollouts]) for reason in StopReason},
+    }
+
+
+def describe_advantages(
+    rollouts: Sequence[Trajectory], correct: Sequence[bool], advantages: Sequence[Sequence[float]]
+) -> dict[str, float]:
+    """Mean advantage of right and of wrong rollouts' turns, by turn index (the sixth holds all later ones too),
+    and of the turns with an invalid call; 0 where there is no such turn.
+    """
+    found: dict[str, list[float]] = {
+        f"advantage/{kind}_turn_{j}": [] for kind in ("right", "wrong") for j in range(1, _TURNS + 1)
+    }
+    invalid = []
+    for rollout, right, advantages_N in zip(rollouts, correct, advantages, strict=True):
+        for j, (turn, advantage) in enumerate(zip(rollout.turns, advantages_N, strict=True), 1):
+            found[f"advantage/{'right' if right else 'wrong'}_turn_{min(j, _TURNS)}"].append(advantage)
+            invalid += [advantage] if turn.invalid_call else []
+    return {**{key: mean(values) for key, values in found.items()}, "advantage/invalid_calls": mean(invalid)}
+
+
+def peak_gib() -> float:
+    """Peak memory of this process so far in GiB: the GPU's where there is one, else the main memory's."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+@functools.cache
+def _commit() -> str:
+    """The commit of the source tree, "+" behind it if files differ from it; "unknown" outside a checkout."""
+    here = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no", ".") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _command() -> str:
+    """How this process was started, without the folders of this machine."""
+    name = Path(sys.argv[0]).name
+    if name.startswith("ipykernel"):
+        return "a notebook"
+    return " ".join(["python", "-m gtpo_mini" if name == "__main__.py" else name, *sys.argv[1:]])
+
+
+@functools.cache
+def cpu_model() -> str:
+    """The processor's name, and its numbers where the name says little: bits of a result may depend on the model.
+
+    >>> cpu_model() != ""
+    True
+    """
+    facts: dict[str, str] = {}
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines():
+            key, _, value = line.partition(":")
+            facts[key.strip()] = value.strip()
+    parts = [facts.get("model name") or platform.processor() or platform.machine()]
+    parts += [f"{key} {facts[key]}" for key in ("cpu family", "model") if key in facts]
+    parts += [f"torch uses {torch.backends.cpu.get_cpu_capability()}"]
+    parts += ["has avx512_bf16"] if "avx512_bf16" in facts.get("flags", "") else []
+    return ", ".join(parts)
+
+
+def run_header(config: TrainConfig, policy_name: str, task_name: str, device: str) -> dict:
+    """Where a run came from: configuration, command, commit, versions, device, threads."""
+    packages = ("torch", "transformers", "peft", "numpy")
+    return {
+        "config": asdict(config),
+        "policy": policy_name,
+        "task": task_name,
+        "seed": config.seed,
+        "command": _command(),
+        "commit": _commit(),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else f"cpu ({cpu_model()})",
+        "threads": torch.get_num_threads(),
+    }

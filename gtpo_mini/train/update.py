@@ -1,0 +1,216 @@
+"""Optimiser steps on one batch of rollouts, and their defence: too little GPU memory, and numbers that are none."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import math
+import random
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+
+from ..policy.model import Policy
+from ..types import Trajectory
+from .config import TrainConfig
+from .loss import clipped_surrogate, importance_weights, token_logprobs
+from .metrics import mean
+from .packing import packed_tokens, passes, per_token
+
+MAX_SKIPPED = 3  #: optimiser steps skipped in a row, at which a run stops
+_SUMS = ("loss/policy", "loss/kl", "loss/clip_fraction", "loss/sampler_mismatch", "policy/entropy")
+
+Result = TypeVar("Result")
+
+
+class TrainingStopped(RuntimeError):
+    """A run cannot go on; the message says why and what to do. Its last checkpoint is good."""
+
+
+def within_memory(work: Callable[[], Result], shrink: Callable[[], None]) -> Result:
+    """Do the work; as often as it runs out of GPU memory, shrink it and do it again from its beginning.
+
+    Args:
+        work: raises `torch.OutOfMemoryError` where memory does not suffice.
+        shrink: makes the next try smaller, or raises `TrainingStopped` where it can be no smaller.
+    """
+    while True:
+        try:
+            return work()
+        except torch.OutOfMemoryError:
+            pass
+        # Out here the error is gone, and with it the frames that held the failed try's tensors.
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        shrink()
+
+
+class Update:
+    """Turns rollouts and their advantages into optimiser steps.
+
+    A pass that does not fit into memory halves ``tokens_per_pass`` for the rest of the run, and its gradient is
+    computed again. Where the loss or the gradient is NaN or infinite, the optimiser step is skipped and counted.
+
+    Args:
+        policy, config, optimizer: what learns, how, and who changes the weights.
+    """
+
+    def __init__(self, policy: Policy, config: TrainConfig, optimizer: torch.optim.Optimizer) -> None:
+        self.policy, self.config, self.optimizer = policy, config, optimizer
+        self.tokens_per_pass = config.tokens_per_pass
+        self.skipped = 0  #: optimiser steps skipped in a row
+        self._now: list[Trajectory] = []  # of the pass under way
+
+    def __call__(
+        self, rollouts: Sequence[Trajectory], advantages: Sequence[Sequence[float]], step: int
+    ) -> dict[str, float]:
+        """One batch; the loss is a mean over the policy tokens of each (mini)batch.
+
+        Args:
+            rollouts: R of them.
+            advantages: one list a rollout, one number a turn.
+            step: seeds the order of the minibatches.
+
+        Returns:
+            Metrics, the same keys each time, all finite: a skipped optimiser step adds to ``update/skipped`` only.
+
+        Raises:
+            TrainingStopped: a single rollout does not fit into memory.
+        """
+        config = self.config
+        sums, norms, read, skipped = dict.fromkeys(_SUMS, 0.0), [], 0, 0
+        order = list(range(len(rollouts)))
+        if config.minibatches > 1:
+            random.Random(f"{config.seed}-{step}-minibatches").shuffle(order)
+        # A broken policy may give every rollout the same reward, and so no loss to see it by.
+        sampled = all(math.isfinite(logprob) for rollout in rollouts for logprob in rollout.logprobs)
+        self.policy.model.train()
+        try:
+            before = self._tried(self._before, rollouts, order) if config.minibatches > 1 else {}
+            for part in range(config.minibatches):
+                found, tokens, norm = self._tried(
+                    self._gradient, rollouts, advantages, order[part :: config.minibatches], before
+                )
+                if sampled and all(map(math.isfinite, (norm, *found.values()))):
+                    self._apply()
+                    self.skipped = 0
+                    norms.append(norm)
+                    sums, read = {key: sums[key] + found[key] for key in sums}, read + tokens
+                else:
+                    self.optimizer.zero_grad()
+                    self.skipped += 1
+                    skipped += 1
+        finally:
+            self.policy.model.eval()
+        return {
+            **{key: value / max(1, read) for key, value in sums.items()},
+            "grad/norm": mean(norms),
+            "update/skipped": skipped,
+            "update/tokens_per_pass": self.tokens_per_pass,
+        }
+
+    def check(self, step: int) -> None:
+        """Stop a run whose last optimiser steps were all skipped.
+
+        Raises:
+            TrainingStopped: `MAX_SKIPPED` or more in a row; the message names the likely cause.
+        """
+        if self.skipped >= MAX_SKIPPED:
+            raise TrainingStopped(
+                f"step {step}: the loss or its gradient was NaN or infinite in {self.skipped} optimiser steps in a "
+                f"row, which were skipped; likely cause: {self._likely_cause()}"
+            )
+
+    def _apply(self) -> None:
+        try:
+            self.optimizer.step()
+        except torch.OutOfMemoryError as error:  # some weights may have changed: to do it again would not be exact
+            raise TrainingStopped(
+                "out of GPU memory while the optimiser changes the weights; train a LoRA adapter (lora_rank) or a "
+                "smaller one, or a smaller model"
+            ) from error
+
+    def _gradient(
+        self,
+        rollouts: Sequence[Trajectory],
+        advantages: Sequence[Sequence[float]],
+        members: Sequence[int],
+        before: dict[int, torch.Tensor],
+    ) -> tuple[dict[str, float], int, float]:
+        """The clipped gradient of one (mini)batch; returns sums over its tokens, their number, and the norm."""
+        config = self.config
+        sums, read = dict.fromkeys(_SUMS, 0.0), 0
+        tokens = sum(sum(rollouts[i].loss_mask) for i in members)
+        # Without a KL term a rollout with advantage 0 everywhere has no gradient: it only counts as tokens.
+        taught = [i for i in members if any(advantages[i]) or config.kl_coefficient]
+        self.optimizer.zero_grad()
+        for batch in passes(rollouts, taught, self.tokens_per_pass):
+            self._now = chosen = [rollouts[i] for i in batch]
+            logprobs = token_logprobs(self.policy, chosen, config.temperature)  # (M,)
+            sampled, advantage = per_token(chosen, [advantages[i] for i in batch], logprobs.device)  # (M,), (M,)
+            old = torch.cat([before[i] for i in batch]) if before else logprobs.detach()  # (M,)
+            weights = importance_weights(old, sampled, config.importance_cap)  # (M,)
+            loss, clipped = clipped_surrogate(logprobs, old, advantage, config.clip_low, config.clip_high)  # (M,)
+            total = (weights * loss).sum()
+            if config.kl_coefficient:
+                with torch.no_grad(), self.policy.as_reference() as reference:
+                    base = token_logprobs(reference, chosen, config.temperature)  # (M,)
+                kl = (base - logprobs).exp() - (base - logprobs) - 1  # (M,): the k3 estimate, never negative
+                total = total + config.kl_coefficient * kl.sum()
+                sums["loss/kl"] += kl.sum().item()
+            (total / tokens).backward()
+            read += len(logprobs)
+            sums["loss/policy"] += (weights * loss).sum().item()
+            sums["loss/clip_fraction"] += clipped.sum().item()
+            sums["loss/sampler_mismatch"] += (old - sampled).abs().sum().item()
+            sums["policy/entropy"] -= logprobs.sum().item()
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.trainable_parameters(), config.max_grad_norm).item()
+        return sums, read, norm
+
+    @torch.no_grad()
+    def _before(self, rollouts: Sequence[Trajectory], members: Sequence[int]) -> dict[int, torch.Tensor]:
+        """Each rollout's log-probabilities (M_i,) under the policy that the coming updates start from."""
+        found = {}
+        for batch in passes(rollouts, members, self.tokens_per_pass):
+            self._now = [rollouts[i] for i in batch]
+            logprobs = token_logprobs(self.policy, self._now, self.config.temperature)  # (M,)
+            parts = logprobs.split([sum(rollout.loss_mask) for rollout in self._now])
+            found |= dict(zip(batch, parts, strict=True))
+        return found
+
+    def _tried(self, work: Callable[..., Result], *arguments) -> Result:
+        """The work within memory; says once how small its passes had to become."""
+        begin = self.tokens_per_pass
+        result = within_memory(functools.partial(work, *arguments), self._halve)
+        if self.tokens_per_pass < begin:
+            warnings.warn(
+                f"out of GPU memory: tokens_per_pass goes from {begin} to {self.tokens_per_pass} for the rest of the "
+                "run, and this update was computed again; nothing is lost but time",
+                stacklevel=4,
+            )
+        return result
+
+    def _halve(self) -> None:
+        self.optimizer.zero_grad()
+        if len(self._now) < 2:
+            raise TrainingStopped(
+                f"out of GPU memory in a pass of one rollout ({sum(len(r.token_ids) for r in self._now)} tokens); "
+                "use gradient_checkpointing, a shorter max_context or max_turn_tokens, a 4-bit base (quantize nf4), "
+                "a smaller LoRA rank or a smaller model"
+            )
+        # A pass may be far smaller than what is allowed: halving that would try the same pass again.
+        self.tokens_per_pass = max(1, min(self.tokens_per_pass, packed_tokens(self._now)) // 2)
+
+    def _likely_cause(self) -> str:
+        for name, weight in self.policy.model.named_parameters():
+            if weight.is_floating_point() and not bool(torch.isfinite(weight).all()):
+                return (
+                    f"the weight {name} holds NaN or infinity; go on from the last checkpoint, with a lower "
+                    "learning_rate, or check the model's files if this was the first step"
+                )
+        precision = str(self.policy.dtype).removeprefix("torch.")
+        overflow = f"numbers too large for {precision}; use bfloat16 or float32, or " if precision == "float16" else ""
+        return f"{overflow}a learning_rate ({self.config.learning_rate:g}) that is too high; lower it or max_grad_norm"
