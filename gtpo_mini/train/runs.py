@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from .config import translate_config
+
 
 @dataclass(frozen=True)
 class Run:
@@ -43,6 +45,7 @@ def read_run(path: Path) -> Run | None:
             return None
     if len(lines) < 2 or lines[0].get("kind") != "header" or lines[-1].get("kind") != "footer":
         return None
+    lines[0]["config"] = translate_config(lines[0].get("config", {}))
     return Run(lines[0], tuple(line for line in lines if line["kind"] == "step"), lines[-1])
 
 
