@@ -96,7 +96,7 @@ def test_minibatches_kl_and_lora_learn_too(sandbox):
 
 def test_kl_holds_the_policy_back(sandbox):
     def distance(coefficient: float) -> float:
-        config = replace(SMALL, steps=4, learning_rate=3e-3, kl_coefficient=coefficient)
+        config = replace(SMALL, steps=6, learning_rate=1e-3, kl_coefficient=coefficient)  # 3e-3 is chaos
         trainer = run(config, sandbox=sandbox)
         return trainer.history[-1]["loss/kl"]
 

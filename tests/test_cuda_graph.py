@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from gtpo_mini.policy.model import load_policy
-from gtpo_mini.rollout.cuda_graph import StepReplay
+from gtpo_mini.rollout.cuda_graph import GraphedSteps
 from gtpo_mini.rollout.engine import RolloutEngine, SamplingSettings
 
 
@@ -78,7 +78,7 @@ class Recorder:
 def sample(policy, sandbox, recorder, group_size=4, rows=8, protocol=None, **changes):
     settings = SamplingSettings(**{"max_turns": 3, "max_turn_tokens": 60, "rows": rows, **changes})
     engine = RolloutEngine(policy, protocol or OftenCalls(), sandbox, settings)
-    engine.replay = StepReplay(recorder) if recorder else None
+    engine.graphs = GraphedSteps(recorder) if recorder else None
     return engine.generate(problems(), group_size=group_size, seed=3)
 
 
@@ -130,5 +130,5 @@ def test_cuda_graphs_give_the_same_rollouts(tmp_path, sandbox):
     settings = SamplingSettings(max_turns=3, max_turn_tokens=60, rows=8)
     engine = RolloutEngine(policy, OftenCalls(), sandbox, settings)
     recorded = engine.generate(problems(), group_size=4, seed=3)
-    assert engine.replay.works
+    assert engine.graphs.works
     assert [r.token_ids for r in recorded] == [r.token_ids for r in plain]
