@@ -20,7 +20,7 @@ from .experiments.results import compare as compare_files
 from .experiments.results import require_writable, write_results
 from .experiments.stats import t_interval
 from .experiments.viewer import load_rollouts, rollouts_page
-from .policy.adapters import load_policy_with_adapter
+from .policy.load import load_policy_with_adapter
 from .policy.model import TINY_FOLDER, load_policy
 from .rollout.engine import RolloutEngine
 from .rollout.protocol import load_protocol

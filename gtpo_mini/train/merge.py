@@ -11,7 +11,7 @@ from pathlib import Path
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ..policy.adapters import base_of
+from ..policy.load import base_of
 from ..policy.model import quiet
 from .record import Record, clear_disk_errors
 
