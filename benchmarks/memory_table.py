@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from gtpo_mini.credit import ARMS
 from gtpo_mini.experiments.coldstart import train_tokenizer
-from gtpo_mini.policy.model import load_policy
+from gtpo_mini.policy.load import load_policy
 from gtpo_mini.rollout.engine import RolloutEngine
 from gtpo_mini.rollout.protocol import FencedProtocol
 from gtpo_mini.train.config import TrainConfig

@@ -36,7 +36,7 @@ from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from gtpo_mini.credit import ARMS
-from gtpo_mini.policy.model import load_policy
+from gtpo_mini.policy.load import load_policy
 from gtpo_mini.rollout.chat import Chat
 from gtpo_mini.rollout.engine import RolloutEngine
 from gtpo_mini.train.config import TrainConfig

@@ -35,7 +35,7 @@ _HOMES = {
     **dict.fromkeys(("Sandbox", "SandboxUnavailable", "Limits", "run_code"), "sandbox"),
     **dict.fromkeys(("Task", "load_task", "list_tasks"), "tasks.task"),
     **dict.fromkeys(("ToolProtocol", "load_protocol"), "rollout.protocol"),
-    **{"load_policy": "policy.model", "Policy": "policy.model"},
+    **{"load_policy": "policy.load", "Policy": "policy.model"},
     **{"RolloutEngine": "rollout.engine", "SamplingSettings": "rollout.settings"},
     **{"TrainConfig": "train.config", "load_profile": "train.config", "Trainer": "train.trainer"},
     **{"evaluate": "experiments.evaluate", "sample": "experiments.sample"},

@@ -21,8 +21,7 @@ from .experiments.results import compare as compare_files
 from .experiments.results import require_writable, write_results
 from .experiments.stats import t_interval
 from .experiments.viewer import load_rollouts, rollouts_page
-from .policy.adapters import load_policy_with_adapter
-from .policy.model import TINY_FOLDER, load_policy
+from .policy.load import TINY_FOLDER, load_policy
 from .rollout.engine import RolloutEngine
 from .rollout.protocol import load_protocol
 from .sandbox import Sandbox
@@ -57,7 +56,7 @@ def _policy_config_task(arguments: argparse.Namespace, split: str):
     device = arguments.device or profile.device
     if arguments.command == "evaluate":
         base = arguments.model if arguments.adapter else model  # an adapter names its own base
-        policy = load_policy_with_adapter(base, arguments.adapter, quantize, device, config.seed)
+        policy = load_policy(base, quantize, device=device, seed=config.seed, adapter=arguments.adapter)
     else:
         rank = profile.lora_rank if model == profile.model else None
         rank = rank if arguments.lora_rank is None else arguments.lora_rank  # 0 is an error, not the default

@@ -12,7 +12,8 @@ import pytest
 import torch
 from small_models import save_model
 
-from gtpo_mini.policy.model import Policy, load_policy
+from gtpo_mini.policy.load import load_policy
+from gtpo_mini.policy.model import Policy
 from gtpo_mini.sandbox import Sandbox
 from gtpo_mini.types import ExecutionResult, Problem, StopReason, Trajectory, Turn
 

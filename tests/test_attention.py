@@ -7,7 +7,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from gtpo_mini.policy import attention
 from gtpo_mini.policy.attention import SharedPrefixes, attend_part
-from gtpo_mini.policy.model import load_policy
+from gtpo_mini.policy.load import load_policy
 
 
 @pytest.fixture(params=["fused", "plain"])

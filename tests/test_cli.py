@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gtpo_mini.__main__ import main
-from gtpo_mini.policy.model import load_policy
+from gtpo_mini.policy.load import load_policy
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--steps", "2", "--problems-per-step", "2", "--group-size", "2", "--max-turn-tokens", "16"]

@@ -74,7 +74,7 @@ def test_the_setup_cell_runs_where_there_is_only_torch(tmp_path):
     # Not the numpy that pip would choose: it has to stay, although another one would do.
     subprocess.run([python, "-m", "pip", "install", "-q", "torch==2.13.0", "numpy==2.2.6", "ipython"], check=True)
     cell = setup_cell(source / "notebooks" / "00_does_it_run.ipynb")
-    script = cell + "\nfrom gtpo_mini.policy.model import load_policy\nprint(load_policy('tiny').name)\nimport numpy\n"
+    script = cell + "\nfrom gtpo_mini.policy.load import load_policy\nprint(load_policy('tiny').name)\nimport numpy\n"
     script += "print(numpy.__version__, gtpo_mini.__file__)"
     (tmp_path / "work").mkdir()
     for _ in range(2):  # once more, as after a restart of the kernel

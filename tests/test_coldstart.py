@@ -12,7 +12,7 @@ import torch
 from gtpo_mini.experiments.coldstart import Stage, cold_start, write_turns
 from gtpo_mini.experiments.evaluate import evaluate
 from gtpo_mini.experiments.regimes import REGIMES, load_regime, regime_policy
-from gtpo_mini.policy.model import TINY_FOLDER, load_policy
+from gtpo_mini.policy.load import TINY_FOLDER, load_policy
 from gtpo_mini.rollout.chat import Chat
 from gtpo_mini.rollout.protocol import load_protocol
 from gtpo_mini.tasks.branching import TraceNoise, draw_problems

@@ -16,7 +16,7 @@ from test_rollout import OftenCalls, assert_equals_a_fresh_forward, problems
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from gtpo_mini.policy.model import load_policy
+from gtpo_mini.policy.load import load_policy
 from gtpo_mini.rollout.cuda_graph import GraphedSteps
 from gtpo_mini.rollout.engine import RolloutEngine, SamplingSettings
 

@@ -12,7 +12,7 @@ from qwen_like import TEMPLATE
 
 from gtpo_mini.__main__ import main
 from gtpo_mini.experiments.evaluate import evaluate
-from gtpo_mini.policy.model import load_policy
+from gtpo_mini.policy.load import load_policy
 from gtpo_mini.rollout.chat import Chat
 from gtpo_mini.rollout.engine import RolloutEngine
 from gtpo_mini.rollout.protocol import load_protocol

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_models import save_model
 
-from gtpo_mini.policy.model import load_policy
+from gtpo_mini.policy.load import load_policy
 from gtpo_mini.train import loss
 from gtpo_mini.train.loss import clipped_surrogate, token_logprobs
 from gtpo_mini.train.packing import Packing

@@ -14,7 +14,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gtpo_mini.__main__ import main
-from gtpo_mini.policy.model import TINY_FOLDER, load_policy
+from gtpo_mini.policy.load import TINY_FOLDER, load_policy
 from gtpo_mini.tasks.task import load_task
 from gtpo_mini.train.config import load_profile
 from gtpo_mini.train.trainer import Trainer

@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_models import save_model
 
-from gtpo_mini.policy import architecture
-from gtpo_mini.policy.model import Policy, load_policy
+from gtpo_mini.policy import attention
+from gtpo_mini.policy.load import load_policy
+from gtpo_mini.policy.model import Policy
 
 
 def test_the_tiny_policy_is_small_and_its_checkpoint_too(tiny_policy):
-    from gtpo_mini.policy.model import TINY_FOLDER
+    from gtpo_mini.policy.load import TINY_FOLDER
 
     assert sum(p.numel() for p in tiny_policy.model.parameters()) < 2_000_000
     assert sum(path.stat().st_size for path in TINY_FOLDER.iterdir()) < 5 * 2**20
@@ -73,7 +74,7 @@ def test_4_bit_weights_are_not_repacked_where_the_cpu_has_bf16(model_folder, mon
 
 
 def test_importing_the_policy_prints_nothing():
-    words = [sys.executable, "-W", "ignore", "-c", "import gtpo_mini.policy.model, bitsandbytes"]
+    words = [sys.executable, "-W", "ignore", "-c", "import gtpo_mini.policy.load, bitsandbytes"]
     assert subprocess.run(words, capture_output=True, text=True, check=True).stderr == ""
 
 
@@ -147,18 +148,18 @@ def test_a_head_that_does_more_than_multiply_is_refused(random_policy):
     plain = random_policy.model.forward
     random_policy.model.forward = lambda **kwargs: _scaled(plain(**kwargs))
     with pytest.raises(ValueError, match="head"):
-        architecture.check(random_policy.model)
+        attention.check(random_policy.model)
 
 
 @pytest.mark.parametrize("dropped", ["attention_mask", "position_ids", "past_key_values"])
 def test_a_decoder_that_cannot_go_on_from_a_cache_is_refused(dropped, random_policy, monkeypatch):
     random_policy.model.set_attn_implementation("sdpa")
-    architecture.check(random_policy.model)
+    attention.check(random_policy.model)
     decoder = random_policy.model.get_decoder()
     plain = decoder.forward
     monkeypatch.setattr(decoder, "forward", lambda **kwargs: plain(**{**kwargs, dropped: None}))
     with pytest.raises(ValueError, match="cannot go on from a cache"):
-        architecture.check(random_policy.model)
+        attention.check(random_policy.model)
 
 
 def _scaled(output):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from small_models import save_model
 
-from gtpo_mini.policy.model import load_policy
+from gtpo_mini.policy.load import load_policy
 from gtpo_mini.rollout.engine import RolloutEngine, SamplingSettings
 from gtpo_mini.rollout.forward import ForwardPass
 from gtpo_mini.rollout.protocol import FencedProtocol, ParsedTurn, load_protocol

@@ -21,7 +21,7 @@ import torch
 
 from gtpo_mini.__main__ import main
 from gtpo_mini.credit import ARMS, Credit
-from gtpo_mini.policy.model import load_policy
+from gtpo_mini.policy.load import load_policy
 from gtpo_mini.tasks.task import Task, load_task
 from gtpo_mini.train.checkpoint import Checkpoints, random_state, set_random_state
 from gtpo_mini.train.config import load_profile

@@ -11,7 +11,7 @@ import torch
 from small_models import save_model
 
 from gtpo_mini.credit import ARMS, Credit
-from gtpo_mini.policy.model import load_policy
+from gtpo_mini.policy.load import load_policy
 from gtpo_mini.rollout.engine import RolloutEngine
 from gtpo_mini.rollout.protocol import load_protocol
 from gtpo_mini.tasks.task import Task, load_task

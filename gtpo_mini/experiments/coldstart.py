@@ -19,7 +19,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from ..policy.model import TINY_FOLDER, Policy
+from ..policy.load import TINY_FOLDER
+from ..policy.model import Policy
 from ..rollout.chat import Chat
 from ..rollout.protocol import load_protocol
 from ..sandbox import Sandbox

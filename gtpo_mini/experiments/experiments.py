@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from ..credit.checks import finite_number
 from ..credit.credit import ARMS, Credit
-from ..policy.model import load_policy
+from ..policy.load import load_policy
 from ..sandbox import Sandbox
 from ..tasks.task import load_task
 from ..train.config import load_profile

@@ -13,7 +13,7 @@ import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ..policy.model import TINY_FOLDER, load_policy
+from ..policy.load import TINY_FOLDER, load_policy
 from ..sandbox import Sandbox
 from ..tasks.branching import TraceNoise
 from ..train.config import results_folder

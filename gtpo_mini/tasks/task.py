@@ -10,9 +10,8 @@ from pathlib import Path
 
 from ..types import Problem
 from .branching import draw_problems
-from .generators import generated_problems, grade_generated
 from .grading import as_number, same_answer
-from .rows import SOURCES, load_json_lines, load_source
+from .rows import SOURCES, generated_problems, grade_generated, load_json_lines, load_source
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,9 @@ import math
 import shutil
 from pathlib import Path
 
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
-from ..policy.adapters import base_of
-from ..policy.model import quiet
+from ..policy.load import base_of, policy_folder, put_adapter, quiet, read_model
 from .record import Record, clear_disk_errors
 
 _SHOWN = ("reward/outcome", "reward/turn_mean", "rollout/turns", "rollout/tokens", "policy/entropy")
@@ -32,19 +30,16 @@ def merge(adapter: str | Path, output: str | Path, base: str | None = None) -> P
     Raises:
         ValueError: no adapter there; an output folder that holds something; a base that cannot be loaded.
     """
-    adapter, output = Path(adapter), Path(output)
+    adapter, output = policy_folder(adapter), Path(output)
     if (adapter / "config.json").is_file() and not (adapter / "adapter_config.json").is_file():
         raise ValueError(f"adapter {str(adapter)!r}: is a whole model already, nothing is to be merged")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"output={str(output)!r}: is there already; choose a new folder")
     name = base or base_of(adapter)
     try:
-        with quiet():
-            model = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
-            model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
-    except Exception as error:  # a broken folder raises whatever its reader happens to raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"adapter {str(adapter)!r} on base {name!r}: {reason}; name another base (--base)") from error
+        model = put_adapter(read_model(name, dtype="auto")[1], adapter, name).merge_and_unload()
+    except ValueError as error:
+        raise ValueError(f"{error}; name another base (--base)") from error
     lines, cold = [], None
     with contextlib.suppress(OSError, ValueError):
         cold = json.loads((adapter.parent / "imitation.json").read_text(encoding="utf-8"))
