@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
+from gtpo_mini.credit.credit import ARMS
+from gtpo_mini.train.config import TrainConfig
 from gtpo_mini.train.runs import RecordedRun, load_runs, read_run, save_runs
 
 
@@ -73,3 +77,15 @@ def test_a_damaged_file_is_named(runs, tmp_path, cut):
     path.unlink()
     with pytest.raises(ValueError, match="no finished run"):
         load_runs(tmp_path)
+
+
+def test_the_recorded_headers_speak_of_credit_and_their_files_stay_as_written():
+    folder = Path(__file__).parents[1] / "data" / "runs"
+    runs = load_runs(folder)
+    assert len(runs) == 424
+    for run in runs:
+        assert run.header["config"]["credit"] == asdict(ARMS[run.arm]) and "method" not in run.header["config"]
+        assert TrainConfig.from_record(run.header["config"]).credit == ARMS[run.arm]
+    with gzip.open(folder / "ablation" / "runs.jsonl.gz", "rt") as file:
+        assert '"method": "g' in file.readlines()[1]
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 3_000_000

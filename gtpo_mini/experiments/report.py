@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from ..credit.arms import ARMS, MENDS
+from ..credit.credit import ARMS, VARIANTS
 from ..train.metrics import mean
 from ..train.runs import RecordedRun, load_runs
 from .pairing import Difference, accuracies, correct, differences, percent, points
@@ -65,7 +65,7 @@ def load_cells(folder: Path = ROOT / "data" / "runs", kind: str = "regimes") -> 
     cells = {name: load_runs(path) for name, path in recorded.items() if path.exists()}
     if kind != "regimes":
         return cells
-    shipped = [run for run in load_runs(folder / "ablation") if run.arm in ("grpo", "gtpo", *MENDS)]
+    shipped = [run for run in load_runs(folder / "ablation") if run.arm in ("grpo", "gtpo", *VARIANTS)]
     return {"(shipped)": shipped, **cells}
 
 
@@ -110,7 +110,7 @@ def mends_table(cells: Mapping[str, Sequence[RecordedRun]]) -> str:
     ]
     names, found = [], []
     for name, runs in cells.items():
-        tried = [arm for arm in MENDS if sum(run.arm == arm for run in runs) > 1]
+        tried = [arm for arm in VARIANTS if sum(run.arm == arm for run in runs) > 1]
         more = differences(runs, ["gtpo", *tried]) if tried else []
         names, found = [*names, *[name] * len(more)], [*found, *more]
     for name, d in zip(names, correct(found), strict=True):

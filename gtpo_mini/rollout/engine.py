@@ -11,49 +11,19 @@ end, unless set) enters when it is done, so that it does not hold up the others;
 
 from __future__ import annotations
 
-import math
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 from ..policy.model import Policy
 from ..sandbox import Sandbox
 from ..types import ExecutionResult, Problem, Trajectory
 from .chat import Chat
 from .cuda_graph import StepReplay
+from .memory import TrainingStopped, within_memory
 from .protocol import ToolProtocol
 from .scheduler import Scheduler
-
-
-@dataclass(frozen=True)
-class SamplingSettings:
-    """How rollouts are sampled.
-
-    Args:
-        temperature: above 0; or 0 for greedy decoding (log-probabilities are then those at temperature 1).
-        max_turns: policy turns a rollout, at least 1.
-        max_turn_tokens: policy tokens a turn, at least 1.
-        max_context: tokens a rollout, prompt included; None takes the model's own limit.
-        rows: rollouts decoded at once.
-        tool_patience: seconds that decoding waits for a tool's result at the step where it is due; a later one does
-            not hold up the others, as long as fewer calls are late than the sandbox has workers. None: without end on a
-            CPU, so that the same seed gives the same bits, and 1 s on a GPU, which gives no such promise.
-    """
-
-    temperature: float = 1.0
-    max_turns: int = 6
-    max_turn_tokens: int = 256
-    max_context: int | None = None
-    rows: int = 64
-    tool_patience: float | None = None
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.temperature < 100:
-            raise ValueError(f"temperature={self.temperature}: must be in [0, 100)")
-        for name in ("max_turns", "max_turn_tokens", "rows"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
-        if self.tool_patience is not None and not 0 <= self.tool_patience < math.inf:
-            raise ValueError(f"tool_patience={self.tool_patience}: must be a finite number from 0 up, or None")
+from .settings import SamplingSettings
 
 
 class RolloutEngine:
@@ -102,13 +72,27 @@ class RolloutEngine:
             seed: rollout i draws from a random stream of its own, (seed, i), whatever runs beside it.
 
         Returns:
-            P * G trajectories; those of problem p are ``[p * G : (p + 1) * G]``.
+            P * G trajectories; those of problem p are ``[p * G : (p + 1) * G]``. Out of GPU memory, fewer rollouts are
+            decoded at once from then on.
+
+        Raises:
+            TrainingStopped: one rollout at a time does not fit into the GPU's memory.
         """
         if group_size < 1 or not problems:
             raise ValueError(f"group_size={group_size}, {len(problems)} problems: both must be at least 1")
         training = self.policy.model.training
         self.policy.model.eval()
         try:
-            return Scheduler(self, problems, group_size, seed).finish()
+            return within_memory(lambda: Scheduler(self, problems, group_size, seed).finish(), self._decode_fewer)
         finally:
             self.policy.model.train(training)
+
+    def _decode_fewer(self) -> None:
+        rows = self.settings.rows
+        if rows == 1:
+            raise TrainingStopped(
+                "out of GPU memory while one rollout is decoded; use a shorter max_context or max_turn_tokens, a "
+                "4-bit base (quantize nf4) or a smaller model"
+            )
+        self.settings = replace(self.settings, rows=rows // 2)
+        warnings.warn(f"out of GPU memory: {rows // 2} rollouts are decoded at once, not {rows}", stacklevel=4)

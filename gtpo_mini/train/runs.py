@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .config import translate_config
+
 _COMPACT = ".jsonl.gz"
-_CREDIT = ("gamma", "normalize", "returns", "alpha", "shaping", "similarity", "format_penalty")
 _CLOCKS = ("time/", "memory/")  # kept with four digits: no two runs agree in more
 
 
@@ -55,7 +56,7 @@ def read_run(path: str | Path) -> RecordedRun | None:
     if len(lines) < 2 or kinds[0] != "header" or kinds[-1] != "footer":
         return None
     steps = tuple(line for line, kind in zip(lines, kinds, strict=True) if kind == "step")
-    return RecordedRun(translate(lines[0]), steps, lines[-1])
+    return RecordedRun(_translated(lines[0]), steps, lines[-1])
 
 
 def load_runs(path: str | Path) -> list[RecordedRun]:
@@ -143,24 +144,9 @@ def _unpack(line: dict, problems: list[list[str]]) -> RecordedRun:
             if isinstance(scores, str):
                 scores = [float(bit) for bit in bin(int(scores, 16))[3:]]
             evaluation["per_problem"] = dict(zip(problems[index], scores, strict=True))
-    return RecordedRun(translate(line["header"]), tuple(steps), footer)
+    return RecordedRun(_translated(line["header"]), tuple(steps), footer)
 
 
-def translate(header: dict) -> dict:
-    """A run's header with the credit assignment in ``config["credit"]``, also where an older one named a method.
-
-    Args:
-        header: as recorded; it is not changed.
-
-    >>> translate({"config": {"method": "grpo", "rewards": None, "gamma": 0.9, "steps": 20}})["config"]["credit"]
-    {'rewards': 'trajectory', 'gamma': 0.9, 'returns': False, 'alpha': 0.0}
-    """
-    config = header.get("config")
-    if not isinstance(config, dict) or "method" not in config:
-        return header
-    grpo = config["method"] == "grpo"
-    credit = {"rewards": config.get("rewards") or ("trajectory" if grpo else "turn")}
-    credit |= {name: config[name] for name in _CREDIT if name in config}
-    credit |= {"returns": False, "alpha": 0.0} if grpo else {}  # one advantage a rollout, from its reward alone
-    rest = {name: value for name, value in config.items() if name not in ("method", "rewards", *_CREDIT)}
-    return {**header, "config": {"credit": credit, **rest}}
+def _translated(header: dict) -> dict:
+    """Older headers hold the settings of the credit assignment beside the others."""
+    return {**header, "config": translate_config(header.get("config", {}))}
