@@ -23,12 +23,12 @@ from ..sandbox import Sandbox
 from ..tasks.task import load_task
 from ..train.config import load_profile
 from ..train.metrics import mean
-from ..train.runs import Run, load_runs, read_run
+from ..train.runs import RecordedRun, load_runs, read_run
 from ..train.trainer import Trainer
 from .evaluate import evaluate
 from .regimes import load_regime, regime_policy
 
-__all__ = ["ARMS", "Run", "load_runs", "read_rates", "run_arm", "run_arms", "search_rates"]
+__all__ = ["ARMS", "RecordedRun", "load_runs", "read_rates", "run_arm", "run_arms", "search_rates"]
 
 _EVAL_ROWS = 256  # rollouts decoded at once in an evaluation, which keeps nothing for a backward pass
 
@@ -55,7 +55,7 @@ def run_arm(
     eval_problems: int = 1024,
     regime: str | None = None,
     **changes,
-) -> Run:
+) -> RecordedRun:
     """Train one arm with one seed, then evaluate it on held-out problems.
 
     Args:
@@ -115,7 +115,7 @@ def run_arms(
     processes: int = 2,
     rates: Mapping[str, float] | None = None,
     **options,
-) -> list[Run]:
+) -> list[RecordedRun]:
     """Every arm with every seed, each run in a process of its own with one thread; a bar over all steps.
 
     Args:
@@ -202,7 +202,7 @@ def _check(arms: Sequence[str], options: dict) -> None:
         regime_policy(options["regime"])
 
 
-def _run_all(jobs: Sequence[tuple], profile: str | None, processes: int, options: dict) -> list[Run]:
+def _run_all(jobs: Sequence[tuple], profile: str | None, processes: int, options: dict) -> list[RecordedRun]:
     """Run (arm, seed, folder, changes) in processes of their own."""
     if not jobs:
         raise ValueError("nothing to run: name at least one arm and one seed (--arms, --seeds)")
