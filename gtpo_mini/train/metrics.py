@@ -1,4 +1,4 @@
-"""What a step reports, under fixed keys, and the header that says where a run came from."""
+"""What a step reports, under fixed keys, where it is sent, and the header that says where a run came from."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
 
 from ..credit.credit import group_numbers
 from ..types import StopReason, Trajectory
@@ -134,6 +136,39 @@ def _command() -> str:
     if name.startswith("ipykernel"):
         return "a notebook"
     return " ".join(["python", "-m gtpo_mini" if name == "__main__.py" else name, *sys.argv[1:]])
+
+
+def open_trackers(wanted: Sequence[str | GeneralTracker], folder: Path | None) -> list[GeneralTracker]:
+    """TensorBoard, Weights & Biases and others, through accelerate.
+
+    Args:
+        wanted: names that accelerate knows ("tensorboard", "wandb", ...), or `GeneralTracker` objects.
+        folder: the run's, for trackers that write files.
+
+    Raises:
+        ValueError: an unknown name, a tracker whose package is not installed, or one that needs a folder and has none.
+
+    >>> open_trackers(["tensorbored"], folder=None)
+    Traceback (most recent call last):
+    ValueError: unknown tracker 'tensorbored'; known: aim, clearml, comet_ml, dvclive, mlflow, swanlab, tensorboard, \
+trackio, wandb
+    """
+    found: list[GeneralTracker] = []
+    if wanted:
+        PartialState()  # the trackers' own log messages ask it which process they are in
+    for name in wanted:
+        if isinstance(name, GeneralTracker):
+            found.append(name)
+            continue
+        if name not in LOGGER_TYPE_TO_CLASS:
+            raise ValueError(f"unknown tracker {name!r}; known: {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}")
+        if name not in map(str, get_available_trackers()):
+            raise ValueError(f"tracker {name!r}: its package is not installed; pip install {name}")
+        kind = LOGGER_TYPE_TO_CLASS[name]
+        if kind.requires_logging_directory and folder is None:
+            raise ValueError(f"tracker {name!r} writes files: give the run an output folder")
+        found.append(kind("gtpo_mini", **({"logging_dir": str(folder)} if kind.requires_logging_directory else {})))
+    return found
 
 
 @functools.cache

@@ -19,8 +19,8 @@ from tqdm.auto import tqdm
 from ..policy.model import Policy
 from ..rollout.memory import TrainingStopped
 from .checkpoint import Checkpoints, difference
+from .metrics import open_trackers
 from .record import Record, clear_disk_errors, locked
-from .trackers import Trackers
 from .update import Update
 
 #: Settings that a run may go on with changed: they touch neither what is drawn nor what is asked for.
@@ -70,7 +70,7 @@ class Run:
         self._settled = True  # the weights are those after the last step in `history`
         self._signals = _Signals()
         self._held = contextlib.ExitStack()
-        self.trackers = Trackers(trackers, self.folder)
+        self.trackers = open_trackers(trackers, self.folder)
         if self.folder is None:
             return
         self.record = Record(self.folder)
@@ -107,7 +107,10 @@ class Run:
         Raises:
             ValueError: the folder holds another run.
         """
-        self._held.enter_context(self.trackers).start(header["config"])
+        for tracker in self.trackers:
+            tracker.start()
+            self._held.callback(tracker.finish)
+            tracker.store_init_configuration(header["config"])
         if self.folder is None:
             return
         self._learner = (policy, optimizer, update)
@@ -167,7 +170,8 @@ class Run:
             self.record.append("step", metrics)
         self.history.append(metrics)
         self._settled = True
-        self.trackers.log(metrics, metrics["step"])
+        for tracker in self.trackers:
+            tracker.log(metrics, step=metrics["step"])
         return metrics
 
     def close(self, policy: Policy, footer: dict) -> None:
