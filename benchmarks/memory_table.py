@@ -22,13 +22,15 @@ import hermes
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from gtpo_mini.credit import ARMS
 from gtpo_mini.experiments.coldstart import train_tokenizer
 from gtpo_mini.policy.load import load_policy
 from gtpo_mini.rollout.engine import RolloutEngine
 from gtpo_mini.rollout.protocol import FencedProtocol
+from gtpo_mini.train.config import TrainConfig
 from gtpo_mini.train.loss import _CHUNK_LOGITS
 from gtpo_mini.train.metrics import run_header
-from gtpo_mini.train.trainer import TrainConfig, Trainer
+from gtpo_mini.train.trainer import Trainer
 from gtpo_mini.types import Problem
 
 ROWS, GROUPS, RANK = 64, 8, 16
@@ -89,7 +91,7 @@ def measure(shape: dict, context: int, tokens_per_pass: int, prompt: int = PROMP
     while len(policy.encode_chat(FencedProtocol().messages(Problem("", words, "")))) > prompt:
         words = words[: -max(1, len(words) // 50)]
     config = TrainConfig(
-        method="grpo", alpha=0.0, problems_per_step=GROUPS, group_size=ROWS // GROUPS, max_turns=1,
+        credit=ARMS["grpo"], problems_per_step=GROUPS, group_size=ROWS // GROUPS, max_turns=1,
         max_turn_tokens=context, max_context=context, tokens_per_pass=tokens_per_pass, gradient_checkpointing=True,
     )  # fmt: skip
     task = hermes.CoinTask("coin", tuple(Problem(str(i), words, "0") for i in range(2 * GROUPS)))

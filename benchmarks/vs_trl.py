@@ -35,11 +35,13 @@ from peft import LoraConfig
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
+from gtpo_mini.credit import ARMS
 from gtpo_mini.policy.load import load_policy
 from gtpo_mini.rollout.chat import Chat
 from gtpo_mini.rollout.engine import RolloutEngine
+from gtpo_mini.train.config import TrainConfig
 from gtpo_mini.train.metrics import run_header
-from gtpo_mini.train.trainer import TrainConfig, Trainer, score
+from gtpo_mini.train.trainer import Trainer
 
 GROUP, CALLS, RANK = 8, 3, 16
 RESULTS = Path(__file__).parent / "results"
@@ -83,7 +85,7 @@ class Ours:
         prompt = len(Chat(policy, protocol).encode_prompt(hermes.coin_task(1).problems[0]))
         # TRL's budget for all of a completion, tool text included, is its budget for one turn.
         config = TrainConfig(
-            method="grpo", alpha=0.0, problems_per_step=case.problems, group_size=GROUP, learning_rate=1e-9,
+            credit=ARMS["grpo"], problems_per_step=case.problems, group_size=GROUP, learning_rate=1e-9,
             max_turns=CALLS + 1, max_turn_tokens=case.tokens, max_context=prompt + case.tokens, tokens_per_pass=4096,
             gradient_checkpointing=bool(case.quantize),
         )  # fmt: skip
@@ -96,9 +98,9 @@ class Ours:
         metrics = self.trainer.step(self.engine, len(self.lines))
         rollouts = self.trainer.last[0]
         times = []
-        for config in (self.trainer.config, replace(self.trainer.config, method="gtpo", alpha=0.5)):
+        for arm in ("grpo", "gtpo"):
             begin = time.perf_counter()
-            score(config, rollouts, [random.random() < 0.5 for _ in rollouts])
+            ARMS[arm](rollouts, [random.random() < 0.5 for _ in rollouts], GROUP)
             times.append(time.perf_counter() - begin)
         self.lines.append(
             {

@@ -12,6 +12,7 @@ ERROR = 2  # exit status of bad input
 
 
 def _parser() -> argparse.ArgumentParser:
+    from .credit.credit import Credit
     from .experiments.experiments import ARMS
     from .experiments.regimes import REGIMES
     from .tasks.task import list_tasks
@@ -48,9 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--trackers", nargs="+", default=[], help="where metrics go as well: tensorboard, wandb, ...")
     train.add_argument("--record-rollouts", action="store_true", help="write rollouts.jsonl there too, for view")
     known = {action.dest for action in train._actions}
-    hints = typing.get_type_hints(TrainConfig)
-    for field in fields(TrainConfig):
-        if field.name not in known | {"method"}:
+    hints = typing.get_type_hints(Credit) | typing.get_type_hints(TrainConfig)
+    for field in (*fields(Credit), *fields(TrainConfig)):
+        if field.name not in known | {"credit"}:
             kind = _plain(hints[field.name])
             how = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind}
             train.add_argument("--" + field.name.replace("_", "-"), default=None, **how)

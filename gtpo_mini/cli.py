@@ -8,11 +8,12 @@ from dataclasses import fields, replace
 from pathlib import Path
 from random import Random
 
+from .credit.credit import Credit
 from .experiments.colab import write_links
 from .experiments.coldstart import cold_start
 from .experiments.evaluate import evaluate as run_evaluation
 from .experiments.evaluate import powers_of_two
-from .experiments.experiments import arm_config, read_rates, run_arms, search_rates
+from .experiments.experiments import load_arm, read_rates, run_arms, search_rates
 from .experiments.plots import plot_learning_curves, readme_figures, save_figure
 from .experiments.report import write_report
 from .experiments.reproduce import reproduce as run_notebooks
@@ -47,7 +48,8 @@ def _policy_config_task(arguments: argparse.Namespace, split: str):
     changes = {key: value for key, value in vars(arguments).items() if key in names and value is not None}
     config = replace(base, **changes)
     if arguments.command == "train":
-        config = arm_config(arguments.arm, config)
+        own = {f.name: getattr(arguments, f.name) for f in fields(Credit) if getattr(arguments, f.name) is not None}
+        config = replace(config, credit=replace(load_arm(arguments.arm), **own))
     own = getattr(arguments, "traces", None)  # with them no task is needed
     task = None if own else load_task(arguments.task or profile.task, split)  # the policy comes last: it takes longest
     quantize = arguments.quantize or (profile.quantize if model == profile.model else None)

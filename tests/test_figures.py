@@ -10,19 +10,19 @@ import pytest
 from matplotlib import pyplot as plt
 
 from gtpo_mini.experiments import reproduce as runner
-from gtpo_mini.experiments.experiments import Run
+from gtpo_mini.experiments.experiments import RecordedRun
 from gtpo_mini.experiments.plots import ARM_STYLE, plot_learning_curves, save_figure
 from gtpo_mini.experiments.viewer import trajectory_html
 from gtpo_mini.types import ExecutionResult, Turn
 
 
 @pytest.fixture
-def runs() -> list[Run]:
-    def make(arm: str, seed: int) -> Run:
+def runs() -> list[RecordedRun]:
+    def make(arm: str, seed: int) -> RecordedRun:
         keys = ("reward/outcome", "rollout/calls", "rollout/invalid_calls")
         steps = tuple({"step": i, "time/step": seed, **dict.fromkeys(keys, 0.1 * i + 0.01 * seed)} for i in range(6))
         header = {"arm": arm, "seed": seed, "config": {"problems_per_step": 8, "group_size": 8}, "commit": "c"}
-        return Run(header, steps, {})
+        return RecordedRun(header, steps, {})
 
     return [make(arm, seed) for arm in ("grpo", "gtpo") for seed in (0, 1, 2)]
 

@@ -12,13 +12,13 @@ from matplotlib import pyplot as plt
 from scipy.stats import t as student
 
 from gtpo_mini.experiments import plots, report
-from gtpo_mini.experiments.experiments import Run
+from gtpo_mini.experiments.experiments import RecordedRun
 from gtpo_mini.experiments.pairing import Difference, differences
 from gtpo_mini.experiments.report import arms_table, load_cells, results_text, write_report
 from gtpo_mini.experiments.stats import Interval
 
 
-def make_run(arm: str, seed: int, scores: list[float]) -> Run:
+def make_run(arm: str, seed: int, scores: list[float]) -> RecordedRun:
     behaviour = {"rollout/calls": 3.0, "rollout/invalid_calls": 0.1}
     evaluation = {
         "accuracy": fmean(scores),
@@ -27,11 +27,11 @@ def make_run(arm: str, seed: int, scores: list[float]) -> Run:
     }
     step = {"step": 0, "reward/outcome": 0.2, **behaviour}
     header = {"arm": arm, "seed": seed, "config": {"learning_rate": 3e-4}}
-    return Run(header, (step,), {"sampled": evaluation, "greedy": evaluation})
+    return RecordedRun(header, (step,), {"sampled": evaluation, "greedy": evaluation})
 
 
 @pytest.fixture
-def runs() -> list[Run]:
+def runs() -> list[RecordedRun]:
     rng = random.Random(0)
     rates = {"grpo": 0.5, "+turn_rewards": 0.5, "gtpo": 0.8}
     return [
@@ -179,7 +179,7 @@ def test_the_recorded_set_is_as_large_as_the_readme_says():
 
 def test_every_recorded_step_learned_from_what_was_sampled():
     """In float32 the sampler and the update agree to rounding; where they do not, a prompt or a cache is wrong."""
-    files = list((report.ROOT / "data" / "runs").rglob("metrics.jsonl"))
-    lines = [json.loads(line) for path in files for line in path.read_text(encoding="utf-8").splitlines()]
-    gaps = [line["loss/sampler_mismatch"] for line in lines if "loss/sampler_mismatch" in line]
+    gaps = [
+        gap for run in report.load_runs(report.ROOT / "data" / "runs") for gap in run.series("loss/sampler_mismatch")
+    ]
     assert len(gaps) > 5000 and max(gaps) < 2e-6

@@ -11,7 +11,7 @@ from small_models import save_model
 
 from gtpo_mini.policy.load import load_policy
 from gtpo_mini.rollout.engine import RolloutEngine, SamplingSettings
-from gtpo_mini.rollout.forward import Reader
+from gtpo_mini.rollout.forward import ForwardPass
 from gtpo_mini.rollout.protocol import FencedProtocol, ParsedTurn, load_protocol
 from gtpo_mini.tasks.task import load_task
 from gtpo_mini.types import ExecutionResult, Problem, StopReason
@@ -124,10 +124,10 @@ def test_long_prompts_and_outputs_are_read_in_chunks_of_any_size(random_policy, 
     settings = SamplingSettings(max_turns=3, max_turn_tokens=25, rows=7)
     engine = RolloutEngine(random_policy, protocol, sandbox, settings)
     whole = engine.generate(problems(), group_size=4)
-    monkeypatch.setattr("gtpo_mini.rollout.forward._CHUNK", 13)
-    monkeypatch.setattr("gtpo_mini.rollout.scheduler._CHUNK", 13)
-    monkeypatch.setattr("gtpo_mini.rollout.forward._PASS", 30)
-    monkeypatch.setattr("gtpo_mini.rollout.scheduler._PASS", 30)
+    monkeypatch.setattr("gtpo_mini.rollout.forward.CHUNK", 13)
+    monkeypatch.setattr("gtpo_mini.rollout.engine.CHUNK", 13)
+    monkeypatch.setattr("gtpo_mini.rollout.forward.PASS", 30)
+    monkeypatch.setattr("gtpo_mini.rollout.engine.PASS", 30)
     parts = engine.generate(problems(), group_size=4)
     assert_equals_a_fresh_forward(random_policy, parts)
     assert [r.token_ids for r in parts] == [r.token_ids for r in whole]
@@ -312,7 +312,7 @@ def test_an_interrupt_ends_the_calls_and_closes_every_session(random_policy, mon
         time.sleep(0.2)  # calls run and others wait
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gtpo_mini.rollout.scheduler.wait", interrupted)
+    monkeypatch.setattr("gtpo_mini.rollout.engine.wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
         engine.generate(problems(), 3)
     assert time.monotonic() - begin < 15 and box.opened == box.closed >= 1
@@ -377,10 +377,10 @@ def test_rows_may_be_read_in_any_order(random_policy):
     chunks = [random_policy.encode(text) for text in ("one two three four", "five", "six seven")]
     found = {}
     for order in ((0, 1, 2), (2, 0, 1)):
-        reader = Reader(random_policy, 3, share=True)
+        reader = ForwardPass(random_policy, 3, share=True)
         with torch.inference_mode():
             reader.read_prompts(prompts)
-            reader.seat(range(3), range(3))
+            reader.begin_rows(range(3), range(3))
             logits = reader.read(order, [chunks[row] for row in order], [len(prompts[row]) for row in order])
         found[order] = dict(zip(order, logits, strict=True))
     for row in range(3):

@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from gtpo_mini.__main__ import main
+from gtpo_mini.credit import ARMS, Credit
 from gtpo_mini.policy.load import load_policy
 from gtpo_mini.tasks.task import Task, load_task
 from gtpo_mini.train.checkpoint import Checkpoints, random_state, set_random_state
@@ -196,7 +197,7 @@ SPOILS = {
     "half a manifest": (lambda c: cut(c / "manifest.json"), "manifest.json is not readable"),
     "an empty folder": (lambda c: [path.unlink() for path in c.iterdir()], "cannot be read"),
     "other settings": (lambda c: edit(c / "manifest.json", '"gamma": 0.9', '"gamma": 0.8'), "gamma was 0.8 and is 0.9"),
-    "another format": (lambda c: edit(c / "manifest.json", '"format": 1', '"format": 9'), "it has format 9"),
+    "another format": (lambda c: edit(c / "manifest.json", '"format": 2', '"format": 9'), "it has format 9"),
     "another step": (lambda c: edit(c / "manifest.json", '"step": 3', '"step": 2'), "it is of step 2"),
     "never finished": (lambda c: c.rename(f"{c}.writing"), "the run was stopped while this was written"),
     "not of this record": (lambda c: shutil.copytree(c, c.with_name("step-000009")), "by its manifest it is of step 3"),
@@ -208,7 +209,7 @@ def test_a_checkpoint_that_is_not_whole_or_not_of_this_run_is_named_and_skipped(
     last, (change, reason) = copy / "checkpoints" / "step-000003", SPOILS[spoil]
     kept = Checkpoints(last.parent, json.loads((last / "manifest.json").read_text())["identity"])
     change(last)
-    assert kept.newest(most=3).name == ("step-000003" if spoil == "not of this record" else "step-000002")
+    assert kept.newest().name == ("step-000003" if spoil == "not of this record" else "step-000002")
     (said,) = [str(w.message) for w in recwarn if "is skipped" in str(w.message)]
     assert reason in said and str(last.parent / "step-0000") in said
 
@@ -222,11 +223,30 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_broken_one(spoil, copy, stra
     assert checkpoints(copy) == ["step-000003", "step-000004"]
 
 
-def test_a_checkpoint_with_more_steps_than_the_record_is_not_used(copy, straight, sandbox):
+def test_a_record_that_lost_steps_gets_them_back_from_the_checkpoint(copy, straight, sandbox):
     path = copy / "metrics.jsonl"
     path.write_text("\n".join(path.read_text().splitlines()[:3]))  # two steps, the second without its end of line
-    with pytest.warns(UserWarning, match=r"step-000002 is skipped: metrics.jsonl holds only 1 steps"):
+    going_on = trainer(copy, resume=True, sandbox=sandbox)
+    going_on.train()
+    assert learned(copy) == learned(straight) and len(going_on.history) == 4
+    assert [note["step"] for note in lines(copy)[0]["resumed"]] == [3]
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_a_damaged_line_is_named_and_comes_back_from_the_checkpoint(number, copy, straight, sandbox):
+    path = copy / "metrics.jsonl"
+    text = path.read_text().splitlines(keepends=True)
+    text[number - 1] = text[number - 1].replace("reward", "\x00", 1)
+    path.write_text("".join(text))
+    with pytest.warns(UserWarning, match=rf"metrics.jsonl: line {number} is damaged; steps come from the checkpoint"):
         trainer(copy, resume=True, sandbox=sandbox).train()
+    assert learned(copy) == learned(straight)
+    assert [note["step"] for note in lines(copy)[0]["resumed"]] == [3]  # nothing was done twice
+
+
+def test_a_lost_record_is_made_again_from_the_checkpoint(copy, straight, sandbox):
+    (copy / "metrics.jsonl").unlink()
+    trainer(copy, resume=True, sandbox=sandbox).train()
     assert learned(copy) == learned(straight)
 
 
@@ -263,7 +283,7 @@ def test_another_run_in_the_folder_is_an_error_that_names_the_difference(copy, s
     with pytest.raises(ValueError, match=r"holds a run already.*--resume"):
         trainer(copy)
     with pytest.raises(ValueError, match=r"gamma was 0.9 and is 1.0"):
-        trainer(copy, replace(SMALL, gamma=1.0), resume=True, sandbox=sandbox).train()
+        trainer(copy, replace(SMALL, credit=Credit(gamma=1.0)), resume=True, sandbox=sandbox).train()
     with pytest.raises(ValueError, match="policy was"):
         trainer(copy, policy=load_policy("tiny", lora_rank=4, device="cpu"), resume=True, sandbox=sandbox).train()
     other = Task("branching", (Problem("1", "1 + 1?", "2"),))
@@ -297,7 +317,7 @@ def test_a_run_that_another_process_is_at_work_on_is_left_alone(processes, tmp_p
         process.join()
     # Its lock went with it: what is in the way now is that the two runs differ.
     with pytest.raises(ValueError, match="holds another run"):
-        trainer(tmp_path, replace(SMALL, gamma=1.0), resume=True, sandbox=sandbox).train()
+        trainer(tmp_path, replace(SMALL, credit=Credit(gamma=1.0)), resume=True, sandbox=sandbox).train()
 
 
 def test_memory_time_and_learning_rate_may_change_and_that_is_said(copy, sandbox):
@@ -368,8 +388,8 @@ def test_a_full_disk_is_one_clear_error_and_leaves_the_last_checkpoint(processes
 @pytest.mark.parametrize("during", ["rollout", "update"])
 def test_an_interrupt_saves_the_last_finished_step_and_stops(number, during, tmp_path, straight, sandbox):
     one = trainer(tmp_path / "run", sandbox=sandbox)
-    one.journal.every = 100
-    part, attribute = (one.task, "grade") if during == "rollout" else (one._update, "_apply")
+    one.run.every = 100
+    part, attribute = (one.task, "grade") if during == "rollout" else (one.update, "_apply")
     original, calls = getattr(part, attribute), []
 
     def interrupted(*arguments):
@@ -445,18 +465,18 @@ def test_rollouts_that_do_not_fit_are_decoded_fewer_at_once(sandbox):
     assert one.history[0]["reward/outcome"] == free.history[0]["reward/outcome"]
 
 
-@pytest.mark.parametrize("method", ["gtpo", "grpo"])
-def test_nan_skips_steps_then_stops_with_the_cause_and_keeps_the_last_good_checkpoint(method, tmp_path, sandbox):
-    one = trainer(tmp_path / "run", replace(SMALL, steps=9, method=method), sandbox=sandbox)
-    apply = one._update._apply
+@pytest.mark.parametrize("arm", ["gtpo", "grpo"])
+def test_nan_skips_steps_then_stops_with_the_cause_and_keeps_the_last_good_checkpoint(arm, tmp_path, sandbox):
+    one = trainer(tmp_path / "run", replace(SMALL, steps=9, credit=ARMS[arm]), sandbox=sandbox)
+    apply = one.update._apply
 
     def poisoned() -> None:
         apply()
         if len(one.history) == 1:  # the second step breaks a weight
             one.policy.trainable_parameters()[3].data[0] = math.nan
 
-    one._update._apply = poisoned
-    one.journal.every = 2
+    one.update._apply = poisoned
+    one.run.every = 2
     with pytest.raises(
         TrainingStopped, match=r"step 4: .* 3 optimiser steps in a row.*the weight .* holds NaN"
     ) as caught:

@@ -1,1 +1,21 @@
-"""The paper: graded trajectories in, rewards and advantages out. Plain Python, no torch."""
+"""The paper: graded trajectories in, rewards and advantages out. Plain Python, so that any trainer can use it."""
+
+from .advantages import grpo_advantages, gtpo_advantages, turn_returns
+from .credit import ARMS, Credit, assign_credit
+from .rewards import trajectory_reward, turn_rewards
+from .shaping import shape_outcomes, turn_potentials
+from .similarity import load_similarity
+
+__all__ = [
+    "ARMS",
+    "Credit",
+    "assign_credit",
+    "grpo_advantages",
+    "gtpo_advantages",
+    "load_similarity",
+    "shape_outcomes",
+    "trajectory_reward",
+    "turn_potentials",
+    "turn_returns",
+    "turn_rewards",
+]

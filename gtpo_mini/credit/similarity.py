@@ -13,6 +13,7 @@ from collections.abc import Callable
 from functools import lru_cache
 
 Similarity = Callable[[str, str], float]
+SIMILARITIES = ("ngram", "structure", "embedding")
 
 _CACHED_CODES = 4096  # a step compares about 64 codes; old ones come back when a problem comes back
 _NGRAMS = (1, 2, 3)
@@ -57,22 +58,12 @@ def load_similarity(name: str = "ngram") -> Similarity:
     >>> similarity("print(3 * 4)", "")
     0.0
     """
-    loaders: dict[str, Callable[[], Similarity]] = {
-        "ngram": lambda: _ngram_similarity,
-        "structure": lambda: _structure_similarity,
-        "embedding": _load_embedding_similarity,
-    }
-    if name not in loaders:
-        raise ValueError(f"similarity must be one of {', '.join(loaders)}, got {name!r}")
-    return loaders[name]()
-
-
-def _ngram_similarity(code: str, other: str) -> float:
-    return _cosine(_ngram_vector(code), _ngram_vector(other))
-
-
-def _structure_similarity(code: str, other: str) -> float:
-    return _cosine(_edge_vector(code), _edge_vector(other))
+    if name not in SIMILARITIES:
+        raise ValueError(f"similarity must be one of {', '.join(SIMILARITIES)}, got {name!r}")
+    if name == "embedding":
+        return _load_embedding_similarity()
+    vector = {"ngram": _ngram_vector, "structure": _edge_vector}[name]
+    return lambda code, other: _cosine(vector(code), vector(other))
 
 
 def _cosine(vector: tuple[dict, int], other: tuple[dict, int]) -> float:

@@ -16,21 +16,35 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from ..credit.arms import ARMS, arm_config
 from ..credit.checks import finite_number
+from ..credit.credit import ARMS, Credit
 from ..policy.load import load_policy
 from ..sandbox import Sandbox
 from ..tasks.task import load_task
-from ..train.config import TrainConfig, load_profile
+from ..train.config import load_profile
 from ..train.metrics import mean
-from ..train.runs import Run, load_runs, read_run
+from ..train.runs import RecordedRun, load_runs, read_run
 from ..train.trainer import Trainer
 from .evaluate import evaluate
 from .regimes import load_regime, regime_policy
 
-__all__ = ["ARMS", "Run", "arm_config", "load_runs", "read_rates", "run_arm", "run_arms", "search_rates"]
+__all__ = ["ARMS", "RecordedRun", "load_runs", "read_rates", "run_arm", "run_arms", "search_rates"]
 
 _EVAL_ROWS = 256  # rollouts decoded at once in an evaluation, which keeps nothing for a backward pass
+
+
+def load_arm(name: str) -> Credit:
+    """The credit assignment of an arm.
+
+    Raises:
+        ValueError: unknown arm.
+
+    >>> load_arm("grpo").rewards
+    'trajectory'
+    """
+    if name not in ARMS:
+        raise ValueError(f"unknown arm {name!r}; known: {', '.join(ARMS)}")
+    return ARMS[name]
 
 
 def run_arm(
@@ -41,7 +55,7 @@ def run_arm(
     eval_problems: int = 1024,
     regime: str | None = None,
     **changes,
-) -> Run:
+) -> RecordedRun:
     """Train one arm with one seed, then evaluate it on held-out problems.
 
     Args:
@@ -60,11 +74,11 @@ def run_arm(
     """
     chosen = load_profile(profile)
     cell = load_regime(regime) if regime else None
-    config = arm_config(arm, replace(chosen.train, seed=seed, **{**(cell.changes if cell else {}), **changes}))
+    config = replace(chosen.train, credit=load_arm(arm), seed=seed, **{**(cell.changes if cell else {}), **changes})
     facts = {"arm": arm, **({"regime": regime, "task_options": cell.task} if cell else {})}
     path = Path(output) / "metrics.jsonl"
     if path.exists() and (run := read_run(path)) is not None:
-        same = {**facts, "config": json.loads(json.dumps(vars(config))), "eval_problems": eval_problems}
+        same = {**facts, "config": json.loads(json.dumps(config.record())), "eval_problems": eval_problems}
         if any(run.header.get(key) != value for key, value in same.items()):
             raise ValueError(f"output={str(output)!r}: holds a run of another configuration; choose another folder")
         return run
@@ -101,7 +115,7 @@ def run_arms(
     processes: int = 2,
     rates: Mapping[str, float] | None = None,
     **options,
-) -> list[Run]:
+) -> list[RecordedRun]:
     """Every arm with every seed, each run in a process of its own with one thread; a bar over all steps.
 
     Args:
@@ -183,12 +197,12 @@ def read_rates(path: str | Path) -> dict[str, float]:
 def _check(arms: Sequence[str], options: dict) -> None:
     """Before any process starts: the arms are known, and the regime's policy is there, made once for all."""
     for arm in arms:
-        arm_config(arm, TrainConfig())
+        load_arm(arm)
     if options.get("regime"):
         regime_policy(options["regime"])
 
 
-def _run_all(jobs: Sequence[tuple], profile: str | None, processes: int, options: dict) -> list[Run]:
+def _run_all(jobs: Sequence[tuple], profile: str | None, processes: int, options: dict) -> list[RecordedRun]:
     """Run (arm, seed, folder, changes) in processes of their own."""
     if not jobs:
         raise ValueError("nothing to run: name at least one arm and one seed (--arms, --seeds)")

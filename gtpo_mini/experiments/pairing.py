@@ -16,7 +16,7 @@ from statistics import stdev
 from scipy.stats import ttest_1samp
 
 from ..train.metrics import mean
-from ..train.runs import Run
+from ..train.runs import RecordedRun
 from .stats import Interval, holm, minimum_detectable_effect, paired_bootstrap, t_interval
 
 
@@ -41,13 +41,13 @@ class Difference:
         return "better" if self.over_seeds.estimate > 0 else "worse"
 
 
-def accuracies(runs: Sequence[Run], arm: str, kind: str = "sampled") -> dict[int, float]:
+def accuracies(runs: Sequence[RecordedRun], arm: str, kind: str = "sampled") -> dict[int, float]:
     """Held-out accuracy of each of an arm's seeds; ``kind`` is "sampled" or "greedy"."""
     return {run.seed: run.footer[kind]["accuracy"] for run in runs if run.arm == arm}
 
 
 def differences(
-    runs: Sequence[Run], arms: Sequence[str], base: str = "grpo", kind: str = "sampled"
+    runs: Sequence[RecordedRun], arms: Sequence[str], base: str = "grpo", kind: str = "sampled"
 ) -> list[Difference]:
     """Each arm against the base arm, paired by seed and by problem; p-values corrected over all arms given.
 
@@ -92,7 +92,7 @@ def correct(found: Sequence[Difference]) -> list[Difference]:
     return [replace(difference, p_holm=p) for difference, p in zip(found, corrected, strict=True)]
 
 
-def _distinct(pairs: Sequence[tuple[Run, Run]]) -> list[tuple[Run, Run]]:
+def _distinct(pairs: Sequence[tuple[RecordedRun, RecordedRun]]) -> list[tuple[RecordedRun, RecordedRun]]:
     """The pairs without those in which an arm stands once more with its untouched starting policy."""
     kept, still = [], set()
     for pair in pairs:
@@ -103,7 +103,7 @@ def _distinct(pairs: Sequence[tuple[Run, Run]]) -> list[tuple[Run, Run]]:
     return kept
 
 
-def _scores(pairs: Sequence[tuple[Run, Run]], kind: str) -> list[tuple[list[float], list[float]]]:
+def _scores(pairs: Sequence[tuple[RecordedRun, RecordedRun]], kind: str) -> list[tuple[list[float], list[float]]]:
     """Each pair's scores on the problems that all of these runs were evaluated on, in one order."""
     found = [[run.footer[kind]["per_problem"] for run in pair] for pair in pairs]
     least = min((score for pair in found for score in pair), key=len)

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from ..train.config import results_folder
 from ..train.metrics import mean
-from ..train.runs import Run
+from ..train.runs import RecordedRun
 from .pairing import Difference
 from .report import ROOT, load_cells, regime_differences
 from .stats import t_interval
@@ -47,7 +47,7 @@ def smooth(values: Sequence[float], window: int = 5) -> list[float]:
     return [mean(values[max(0, i + 1 - window) : i + 1]) for i in range(len(values))]
 
 
-def plot_metric(axes: Axes, runs: Sequence[Run], key: str = "reward/outcome", window: int = 5) -> None:
+def plot_metric(axes: Axes, runs: Sequence[RecordedRun], key: str = "reward/outcome", window: int = 5) -> None:
     """One metric over the steps: a thin line a seed, the mean over S seeds, and its 95 % t-interval as a band.
 
     Args:
@@ -76,7 +76,7 @@ def plot_metric(axes: Axes, runs: Sequence[Run], key: str = "reward/outcome", wi
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def plot_learning_curves(runs: Sequence[Run], title: str, note: str = "") -> Figure:
+def plot_learning_curves(runs: Sequence[RecordedRun], title: str, note: str = "") -> Figure:
     """Accuracy, tool calls and invalid calls of all arms, with a caption that says what the bands are."""
     figure, panels = plt.subplots(1, 3, figsize=(12, 4.2), layout="constrained")
     for axes, key in zip(panels, ("reward/outcome", "rollout/calls", "rollout/invalid_calls"), strict=True):
@@ -114,7 +114,7 @@ def plot_differences(found: Sequence[Difference], title: str) -> Figure:
     return figure
 
 
-def plot_regimes(cells: Mapping[str, Sequence[Run]]) -> Figure:
+def plot_regimes(cells: Mapping[str, Sequence[RecordedRun]]) -> Figure:
     """GTPO minus GRPO in every regime, the accuracy before and after, and the tool calls a rollout."""
     figure, (left, middle, right) = plt.subplots(
         1, 3, figsize=(12, 2.0 + 0.42 * len(cells)), sharey=True, layout="constrained"
@@ -149,7 +149,7 @@ def plot_regimes(cells: Mapping[str, Sequence[Run]]) -> Figure:
     return figure
 
 
-def save_figure(figure: Figure, name: str, runs: Sequence[Run] = (), folder: str | Path | None = None) -> Path:
+def save_figure(figure: Figure, name: str, runs: Sequence[RecordedRun] = (), folder: str | Path | None = None) -> Path:
     """Write ``name``.svg, .png and .json (where the data came from); the same figure gives the same bytes.
 
     Returns:

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from ..credit.arms import ARMS, MENDS
+from ..credit.credit import ARMS, VARIANTS
 from ..train.metrics import mean
-from ..train.runs import Run, load_runs
+from ..train.runs import RecordedRun, load_runs
 from .pairing import Difference, accuracies, correct, differences, percent, points
 from .regimes import REGIMES
 from .stats import t_interval
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BEGIN, END = "<!-- made by: python -m gtpo_mini report -->", "<!-- end of what is made -->"
 
 
-def arms_table(runs: Sequence[Run], base: str = "grpo") -> str:
+def arms_table(runs: Sequence[RecordedRun], base: str = "grpo") -> str:
     """Markdown: every arm's accuracy, behaviour and difference from the base arm."""
     arms = [arm for arm in ARMS if len(accuracies(runs, arm)) > 1]
     found = {difference.arm: difference for difference in differences(runs, [a for a in arms if a != base], base)}
@@ -48,13 +48,13 @@ def arms_table(runs: Sequence[Run], base: str = "grpo") -> str:
     return "\n".join(rows)
 
 
-def broke_down(runs: Sequence[Run]) -> list[str]:
+def broke_down(runs: Sequence[RecordedRun]) -> list[str]:
     """Runs that ended, sampled and held out, below their first step's accuracy: e.g. "`gtpo` seed 5 (25 to 16 %)"."""
     pairs = [(run, 100 * run.steps[0]["reward/outcome"], 100 * run.footer["sampled"]["accuracy"]) for run in runs]
     return [f"`{run.arm}` seed {run.seed} ({start:.0f} to {end:.0f} %)" for run, start, end in pairs if end <= start]
 
 
-def load_cells(folder: Path = ROOT / "data" / "runs", kind: str = "regimes") -> dict[str, list[Run]]:
+def load_cells(folder: Path = ROOT / "data" / "runs", kind: str = "regimes") -> dict[str, list[RecordedRun]]:
     """The recorded runs of GRPO, GTPO and the mends in every regime, the shipped policy's own first.
 
     Args:
@@ -65,17 +65,17 @@ def load_cells(folder: Path = ROOT / "data" / "runs", kind: str = "regimes") -> 
     cells = {name: load_runs(path) for name, path in recorded.items() if path.exists()}
     if kind != "regimes":
         return cells
-    shipped = [run for run in load_runs(folder / "ablation") if run.arm in ("grpo", "gtpo", *MENDS)]
+    shipped = [run for run in load_runs(folder / "ablation") if run.arm in ("grpo", "gtpo", *VARIANTS)]
     return {"(shipped)": shipped, **cells}
 
 
-def regime_differences(cells: Mapping[str, Sequence[Run]]) -> dict[str, Difference]:
+def regime_differences(cells: Mapping[str, Sequence[RecordedRun]]) -> dict[str, Difference]:
     """GTPO minus GRPO in every regime of `load_cells`, p-values corrected over the regimes."""
     found = {name: differences(runs, ["gtpo"])[0] for name, runs in cells.items()}
     return dict(zip(found, correct(list(found.values())), strict=True))
 
 
-def regimes_table(cells: Mapping[str, Sequence[Run]]) -> str:
+def regimes_table(cells: Mapping[str, Sequence[RecordedRun]]) -> str:
     """Markdown: GTPO minus GRPO in every regime of `load_cells`."""
     rows = [
         "| regime | what is special | seeds | first step, % | GRPO, % (greedy) | GTPO, % (greedy) "
@@ -99,7 +99,7 @@ def regimes_table(cells: Mapping[str, Sequence[Run]]) -> str:
     return "\n".join(rows)
 
 
-def mends_table(cells: Mapping[str, Sequence[Run]]) -> str:
+def mends_table(cells: Mapping[str, Sequence[RecordedRun]]) -> str:
     """Markdown: GTPO and each mend minus GRPO, in every regime of `load_cells` in which a mend was run twice.
 
     The p-values are corrected for all rows of this table.
@@ -110,7 +110,7 @@ def mends_table(cells: Mapping[str, Sequence[Run]]) -> str:
     ]
     names, found = [], []
     for name, runs in cells.items():
-        tried = [arm for arm in MENDS if sum(run.arm == arm for run in runs) > 1]
+        tried = [arm for arm in VARIANTS if sum(run.arm == arm for run in runs) > 1]
         more = differences(runs, ["gtpo", *tried]) if tried else []
         names, found = [*names, *[name] * len(more)], [*found, *more]
     for name, d in zip(names, correct(found), strict=True):
@@ -125,7 +125,7 @@ def mends_table(cells: Mapping[str, Sequence[Run]]) -> str:
     return "\n".join(rows)
 
 
-def without_penalties(cells: Mapping[str, Sequence[Run]]) -> str:
+def without_penalties(cells: Mapping[str, Sequence[RecordedRun]]) -> str:
     """What taking the penalties away does to GTPO, e.g. "weak +13.5 [+5.0, +22.0], p 0.02"; p-values corrected."""
     tried = {name: runs for name, runs in cells.items() if sum(run.arm == "no_penalty" for run in runs) > 1}
     found = correct([differences(runs, ["no_penalty"], "gtpo")[0] for runs in tried.values()])
@@ -133,7 +133,7 @@ def without_penalties(cells: Mapping[str, Sequence[Run]]) -> str:
     return "; ".join(f"{name} {points(d.over_seeds)}, p {d.p_holm:.2g}" for name, d in parts) or "not run"
 
 
-def seen_again(runs: Sequence[Run], first: int = 4) -> str:
+def seen_again(runs: Sequence[RecordedRun], first: int = 4) -> str:
     """What the seeds say that were added because of what the ``first`` seeds had shown; these are left out."""
     fresh = [run for run in runs if run.seed >= first]
     found = correct([*differences(fresh, ["gtpo", "potential"]), *differences(fresh, ["no_penalty"], "gtpo")])
@@ -151,7 +151,7 @@ def at_one_rate(folder: Path = ROOT / "data" / "runs") -> str:
     return f"all at {rate:g} ({found[0].seeds} seeds): {'; '.join(said)} (broke down: {broken})"
 
 
-def unmoved(cells: Mapping[str, Sequence[Run]]) -> list[str]:
+def unmoved(cells: Mapping[str, Sequence[RecordedRun]]) -> list[str]:
     """Where some of an arm's runs never moved: "GRPO in hopeless (3 of 4 seeds)"."""
     found = []
     for name, runs in cells.items():
@@ -163,7 +163,7 @@ def unmoved(cells: Mapping[str, Sequence[Run]]) -> list[str]:
     return found
 
 
-def given_up(cells: Mapping[str, Sequence[Run]]) -> list[str]:
+def given_up(cells: Mapping[str, Sequence[RecordedRun]]) -> list[str]:
     """Where an arm ended with less than half of its calls: "GTPO in long (6.6 to 1.9 [1.0, 2.8] calls a rollout)"."""
     found = []
     for name, runs in cells.items():

@@ -3,53 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import Any
 
-from ..types import ExecutionResult, Problem, StopReason, Trajectory, Turn
+from ..types import Problem, StopReason, Trajectory, Turn
 
 
-@dataclass(eq=False)
-class Ongoing:
-    """A rollout under way. ``ids[:cached]`` are in the cache, in row ``row``."""
+class RolloutBuilder:
+    """The one way to a `Trajectory`: the ids of the prompt, then the policy's and the tool's, turn by turn.
 
-    number: int
-    group: int
-    problem: Problem
-    prompt_length: int
-    ids: list[int]
-    mask: list[int]
-    index: list[int]
-    logprobs: list[float]
-    row: int = -1
-    cached: int = 0
-    turn_start: int = 0
-    uniforms: list[float] = field(default_factory=list)
-    turns: list[Turn] = field(default_factory=list)
-    turn: Turn | None = None  # the turn that waits for its tool
-    pending: Future[ExecutionResult] | None = None
-    due: int = 0  # the step at which the tool's result enters
-    late: bool = False  # it was not there then: nobody waits for it any more
-    session: Any = None
-    stop: StopReason | None = None
-    answer: str | None = None
+    >>> builder = RolloutBuilder(Problem("1", "6 * 7?", "42"), prompt=[1, 2])
+    >>> builder.push([3], [-0.5])
+    >>> builder.end_turn(Turn("42"))
+    >>> builder.freeze(StopReason.ANSWER, "42").loss_mask
+    (0, 0, 1)
+    """
 
-    def push(self, token: int, logprob: float) -> None:
-        """One token of the policy."""
-        self.ids.append(token)
-        self.mask.append(1)
-        self.index.append(len(self.turns))
-        self.logprobs.append(logprob)
+    def __init__(self, problem: Problem, prompt: Sequence[int]) -> None:
+        self.problem, self.prompt_length = problem, len(prompt)
+        self.ids, self.turns = list(prompt), list[Turn]()
+        self.mask, self.index, self.logprobs = [0] * len(prompt), [-1] * len(prompt), [0.0] * len(prompt)
 
-    def read_result(self, ids: Sequence[int]) -> None:
-        """The tool's text."""
+    def push(self, ids: Sequence[int], logprobs: Sequence[float]) -> None:
+        """Tokens of the policy, with the sampler's log-probabilities."""
+        self._extend(ids, 1, logprobs)
+
+    def push_result(self, ids: Sequence[int]) -> None:
+        """A tool's text; it belongs to the turn that asked for it."""
+        self._extend(ids, 0, [0.0] * len(ids))
+
+    def _extend(self, ids: Sequence[int], mask: int, logprobs: Sequence[float]) -> None:
         self.ids.extend(ids)
-        self.mask.extend([0] * len(ids))
+        self.mask.extend([mask] * len(ids))
         self.index.extend([len(self.turns)] * len(ids))
-        self.logprobs.extend([0.0] * len(ids))
+        self.logprobs.extend(logprobs)
 
-    def freeze(self) -> Trajectory:
+    def end_turn(self, turn: Turn) -> None:
+        """What comes from here on belongs to the next turn."""
+        self.turns.append(turn)
+
+    def freeze(self, stop: StopReason, answer: str | None) -> Trajectory:
         """What it has become."""
         return Trajectory(
             problem=self.problem,
@@ -59,6 +50,6 @@ class Ongoing:
             turn_index=tuple(self.index),
             logprobs=tuple(self.logprobs),
             turns=tuple(self.turns),
-            stop=self.stop,
-            answer=self.answer,
+            stop=stop,
+            answer=answer,
         )

@@ -46,7 +46,7 @@ def record_cuda(step: Step) -> Step:
     return replay
 
 
-class StepReplay:
+class GraphedSteps:
     """Runs decoding steps, from a recording where there is one.
 
     Args:

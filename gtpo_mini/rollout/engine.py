@@ -11,49 +11,31 @@ end, unless set) enters when it is done, so that it does not hold up the others;
 
 from __future__ import annotations
 
-import math
+import warnings
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
 
 from ..policy.model import Policy
 from ..sandbox import Sandbox
-from ..types import ExecutionResult, Problem, Trajectory
+from ..types import ExecutionResult, Problem, StopReason, Trajectory, Turn
+from .builder import RolloutBuilder
 from .chat import Chat
-from .cuda_graph import StepReplay
+from .cuda_graph import GraphedSteps
+from .forward import CHUNK, PASS, ForwardPass
+from .memory import TrainingStopped, within_memory
 from .protocol import ToolProtocol
-from .scheduler import Scheduler
+from .settings import SamplingSettings
 
-
-@dataclass(frozen=True)
-class SamplingSettings:
-    """How rollouts are sampled.
-
-    Args:
-        temperature: above 0; or 0 for greedy decoding (log-probabilities are then those at temperature 1).
-        max_turns: policy turns a rollout, at least 1.
-        max_turn_tokens: policy tokens a turn, at least 1.
-        max_context: tokens a rollout, prompt included; None takes the model's own limit.
-        rows: rollouts decoded at once.
-        tool_patience: seconds that decoding waits for a tool's result at the step where it is due; a later one does
-            not hold up the others, as long as fewer calls are late than the sandbox has workers. None: without end on a
-            CPU, so that the same seed gives the same bits, and 1 s on a GPU, which gives no such promise.
-    """
-
-    temperature: float = 1.0
-    max_turns: int = 6
-    max_turn_tokens: int = 256
-    max_context: int | None = None
-    rows: int = 64
-    tool_patience: float | None = None
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.temperature < 100:
-            raise ValueError(f"temperature={self.temperature}: must be in [0, 100)")
-        for name in ("max_turns", "max_turn_tokens", "rows"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
-        if self.tool_patience is not None and not 0 <= self.tool_patience < math.inf:
-            raise ValueError(f"tool_patience={self.tool_patience}: must be a finite number from 0 up, or None")
+_BEAT = 4  # results enter at every 4th step, at the earliest 2 after the call: so that one pass reads several
+_FULL = 0.8  # when fewer than this share of the rows is in use, they move together
+_PATIENCE = 1.0  # seconds, on a GPU
+_TOOL_TOKENS = 2100  # a tool result has at most 2,000 characters and its frame
 
 
 class RolloutEngine:
@@ -70,7 +52,7 @@ class RolloutEngine:
         self.policy, self.protocol, self.sandbox = policy, protocol, sandbox
         self.chat = Chat(policy, protocol)
         self.settings = settings or SamplingSettings()
-        self.replay = StepReplay() if policy.device.type == "cuda" else None
+        self.graphs = GraphedSteps() if policy.device.type == "cuda" else None
         self.context = min(self.settings.max_context or policy.context_length, policy.context_length)
         pieces = (policy.tokenizer.decode([i]) for i in range(len(policy.tokenizer)))
         self.stop_tokens = {i for i, piece in enumerate(pieces) if protocol.stop_character in piece}
@@ -102,13 +84,267 @@ class RolloutEngine:
             seed: rollout i draws from a random stream of its own, (seed, i), whatever runs beside it.
 
         Returns:
-            P * G trajectories; those of problem p are ``[p * G : (p + 1) * G]``.
+            P * G trajectories; those of problem p are ``[p * G : (p + 1) * G]``. Out of GPU memory, fewer rollouts are
+            decoded at once from then on.
+
+        Raises:
+            TrainingStopped: one rollout at a time does not fit into the GPU's memory.
         """
         if group_size < 1 or not problems:
             raise ValueError(f"group_size={group_size}, {len(problems)} problems: both must be at least 1")
         training = self.policy.model.training
         self.policy.model.eval()
         try:
-            return Scheduler(self, problems, group_size, seed).finish()
+            return within_memory(lambda: _Batch(self, problems, group_size, seed).finish(), self._decode_fewer)
         finally:
             self.policy.model.train(training)
+
+    def _decode_fewer(self) -> None:
+        rows = self.settings.rows
+        if rows == 1:
+            raise TrainingStopped(
+                "out of GPU memory while one rollout is decoded; use a shorter max_context or max_turn_tokens, a "
+                "4-bit base (quantize nf4) or a smaller model"
+            )
+        self.settings = replace(self.settings, rows=rows // 2)
+        warnings.warn(f"out of GPU memory: {rows // 2} rollouts are decoded at once, not {rows}", stacklevel=4)
+
+
+class _Ongoing(RolloutBuilder):
+    """A rollout on its row; ``ids[:cached]`` are in the cache."""
+
+    def __init__(self, number: int, group: int, problem: Problem, prompt: Sequence[int]) -> None:
+        super().__init__(problem, prompt)
+        self.number, self.group, self.row, self.cached, self.turn_start = number, group, -1, 0, 0
+        self.uniforms: list[float] = []  # one random number a token of the turn
+        self.turn: Turn | None = None  # the turn that waits for its tool
+        self.pending: Future[ExecutionResult] | None = None
+        self.due, self.late = 0, False  # the step at which the result enters; or nobody waits for it any more
+        self.session: Any = None
+        self.stop: StopReason | None = None
+        self.answer: str | None = None
+
+
+class _Batch:
+    """One call of `RolloutEngine.generate`: P groups of ``group_size`` rollouts on a fixed number of rows."""
+
+    def __init__(self, engine: RolloutEngine, problems: Sequence[Problem], group_size: int, seed: int) -> None:
+        self.policy, self.protocol, self.sandbox = engine.policy, engine.protocol, engine.sandbox
+        self.encode_result = engine.encode_result
+        self.settings, self.stop_tokens, self.seed = engine.settings, engine.stop_tokens, seed
+        self.rollouts: list[_Ongoing] = []
+        for group, problem in enumerate(problems):
+            ids = engine.encode_prompt(problem)
+            for number in range(group * group_size, (group + 1) * group_size):
+                self.rollouts.append(_Ongoing(number, group, problem, ids))
+        self.queue = deque(self.rollouts)
+        self.rows: list[_Ongoing | None] = [None] * min(self.settings.rows, len(self.rollouts))
+        longest = max(r.prompt_length for r in self.rollouts)
+        room = self.settings.max_turns * (self.settings.max_turn_tokens + _TOOL_TOKENS)
+        self.context = min(engine.context, longest + room)
+        share = group_size > 1 and all(r.prompt_length > 1 for r in self.rollouts)
+        self.forward = ForwardPass(self.policy, len(self.rows), share, engine.graphs)
+        self.patience = self.settings.tool_patience
+        if self.patience is None and self.policy.device.type != "cpu":
+            self.patience = _PATIENCE
+        self.clock, self.abandoned = 0, False
+
+    @torch.inference_mode()
+    def finish(self) -> list[Trajectory]:
+        """Step until every rollout has stopped."""
+        try:
+            with ThreadPoolExecutor(getattr(self.sandbox, "workers", 2)) as self.pool:
+                try:
+                    while self.queue or any(self.rows):
+                        self._step()
+                except BaseException:
+                    self._abandon()
+                    raise
+        finally:
+            if self.forward.graphs is not None:
+                self.forward.graphs.forget()
+            for rollout in self.rollouts:  # none is open where all went well
+                if rollout.session is not None:
+                    rollout.session.close()
+        return [rollout.freeze(rollout.stop, rollout.answer) for rollout in self.rollouts]
+
+    def _abandon(self) -> None:
+        """Interrupted: end the calls that run and drop those that wait, or leaving the pool would wait for them all."""
+        self.abandoned = True
+        for rollout in self.rollouts:
+            if rollout.pending:
+                rollout.pending.cancel()
+            if rollout.session is not None:
+                rollout.session.close()
+
+    def _step(self) -> None:
+        self.clock += 1
+        self._start_rollouts()
+        live = [r for r in self.rows if r is not None]
+        self._take_results(live)
+        ready = [r for r in self.rows if r is not None and not r.pending]
+        behind = [r for r in ready if len(r.ids) - r.cached > 1]
+        current = [r for r in ready if len(r.ids) - r.cached == 1]
+        while behind:
+            behind = self._catch_up(behind)
+        if current:
+            logits = self._decode()
+            for rollout in current:
+                rollout.cached += 1
+            self._sample(current, logits[[r.row for r in current]])
+        self._compact()
+
+    def _start_rollouts(self) -> None:
+        """Give free rows to waiting rollouts; a group's prompt is computed for its first rollout only."""
+        begun = []
+        for row in range(len(self.rows)):
+            if self.rows[row] is None and self.queue:
+                rollout = self.rows[row] = self.queue.popleft()
+                rollout.row = row
+                self._begin_turn(rollout)
+                begun.append(rollout)
+        if not begun:
+            return
+        # The last prompt token is left to the first decoding step, which every rollout takes for itself.
+        prompts = {r.group: r.ids[:-1] for r in begun if r.group not in self.forward.prompts and r.prompt_length > 1}
+        self.forward.read_prompts(prompts)
+        members = [r for r in begun if r.prompt_length > 1]
+        self.forward.begin_rows([r.row for r in members], [r.group for r in members])
+        for rollout in members:
+            rollout.cached = rollout.prompt_length - 1
+        self.forward.drop_prompts({r.group for r in self.queue})
+
+    def _catch_up(self, behind: list[_Ongoing]) -> list[_Ongoing]:
+        """Read a chunk of the rollouts with the most to read; returns those left for another pass of this step."""
+        behind.sort(key=lambda r: r.cached - len(r.ids))
+        lengths = [min(CHUNK, len(r.ids) - r.cached) for r in behind]
+        # Much shorter ones would mostly be padding: they go in the next pass.
+        most = min(max(1, PASS // lengths[0]), sum(2 * n >= lengths[0] for n in lengths))
+        batch = behind[:most]
+        chunks = [r.ids[r.cached : r.cached + CHUNK] for r in batch]
+        logits = self.forward.read([r.row for r in batch], chunks, [r.cached for r in batch])
+        for rollout, chunk in zip(batch, chunks, strict=True):
+            rollout.cached += len(chunk)
+        done = [i for i, r in enumerate(batch) if r.cached == len(r.ids)]
+        if done:
+            self._sample([batch[i] for i in done], logits[done])
+        return behind[most:]
+
+    def _decode(self) -> torch.Tensor:
+        """One token for every row, logits (R, V). Rows that wait or are empty compute what nobody reads."""
+        ids = [[0 if r is None or r.pending else r.ids[-1]] for r in self.rows]
+        at = [base if r is None else r.cached for r, base in zip(self.rows, self.forward.bases, strict=True)]
+        return self.forward.read(range(len(ids)), ids, at)
+
+    def _sample(self, rollouts: list[_Ongoing], logits: torch.Tensor) -> None:
+        """Draw one token for each of R rollouts from logits (R, V), each with its own random numbers."""
+        temperature = self.settings.temperature
+        logprobs = torch.log_softmax(logits / (temperature or 1.0), dim=-1)  # (R, V)
+        if temperature:
+            drawn = torch.tensor([[r.uniforms[len(r.ids) - r.turn_start]] for r in rollouts], dtype=torch.float64)
+            cumulative = logprobs.double().exp().cumsum(-1)  # (R, V)
+            below = drawn.to(logits.device) * cumulative[:, -1:]  # (R, 1)
+            tokens = torch.searchsorted(cumulative, below, right=True).clamp_(max=logits.shape[-1] - 1)
+        else:
+            tokens = logits.argmax(-1, keepdim=True)  # (R, 1)
+        chosen = logprobs.gather(-1, tokens)[:, 0].tolist()
+        for rollout, token, logprob in zip(rollouts, tokens[:, 0].tolist(), chosen, strict=True):
+            rollout.push([token], [logprob])
+            self._after_token(rollout, token)
+
+    def _begin_turn(self, rollout: _Ongoing) -> None:
+        rollout.turn_start = len(rollout.ids)
+        stream = np.random.default_rng([self.seed, rollout.number, len(rollout.turns)])
+        rollout.uniforms = stream.random(self.settings.max_turn_tokens).tolist()
+
+    def _after_token(self, rollout: _Ongoing, token: int) -> None:
+        ended = token in self.policy.eos_ids
+        if not ended and token in self.stop_tokens:
+            ended = self.protocol.is_complete(self.policy.decode(rollout.ids[rollout.turn_start :]))
+        if ended:
+            self._end_turn(rollout)
+        elif len(rollout.ids) - rollout.turn_start >= self.settings.max_turn_tokens:
+            self._stop(rollout, StopReason.MAX_TOKENS, self._turn_now(rollout))
+        elif len(rollout.ids) >= self.context:
+            self._stop(rollout, StopReason.CONTEXT, self._turn_now(rollout))
+
+    def _turn_now(self, rollout: _Ongoing) -> Turn:
+        text = self.policy.decode(rollout.ids[rollout.turn_start :])
+        parsed = self.protocol.read(text)
+        return Turn(text, code=parsed.code, malformed=parsed.malformed)
+
+    def _end_turn(self, rollout: _Ongoing) -> None:
+        rollout.turn = self._turn_now(rollout)
+        if rollout.turn.code is not None:
+            rollout.pending = self.pool.submit(self._run_tool, rollout, rollout.turn.code)
+        elif rollout.turn.malformed:
+            rollout.pending = Future()
+            complaint = (
+                self.protocol.read(rollout.turn.text).complaint or "The call could not be read; nothing was run."
+            )
+            rollout.pending.set_result(ExecutionResult(ok=False, error=complaint))
+        else:
+            rollout.answer = self.protocol.read(rollout.turn.text).answer
+            reason = StopReason.NO_ANSWER if rollout.answer is None else StopReason.ANSWER
+            self._stop(rollout, reason, rollout.turn)
+        rollout.due, rollout.late = -(-(self.clock + 2) // _BEAT) * _BEAT, False
+
+    def _run_tool(self, rollout: _Ongoing, code: str) -> ExecutionResult:
+        if rollout.session is None and not self.abandoned:
+            rollout.session = self.sandbox.session()
+        return rollout.session.run(code)
+
+    def _take_results(self, live: list[_Ongoing]) -> None:
+        """Let in the results that are due; one that keeps the others waiting for too long enters when it is there."""
+        idle = all(r.pending for r in live)
+        if idle:  # nothing to decode: go on to the next result
+            self.clock = max(self.clock, min(r.due for r in live))
+        due = [r for r in live if r.pending and r.due <= self.clock]
+        if due:
+            wait([r.pending for r in due if not r.late], self.patience)
+        if idle and not any(r.pending.done() for r in due):
+            wait([r.pending for r in live], return_when=FIRST_COMPLETED)
+        for rollout in due:
+            if rollout.pending.done():
+                self._take_result(rollout)
+            else:
+                rollout.late, rollout.due = True, self.clock + _BEAT
+
+    def _take_result(self, rollout: _Ongoing) -> None:
+        """Append the tool's text and begin the next turn."""
+        result = rollout.pending.result()
+        rollout.pending = None
+        turn = replace(rollout.turn, result=result)
+        tool_ids = self.encode_result(result)
+        if len(rollout.turns) + 1 >= self.settings.max_turns:
+            self._stop(rollout, StopReason.MAX_TURNS, turn)
+        elif len(rollout.ids) + len(tool_ids) >= self.context:
+            self._stop(rollout, StopReason.CONTEXT, turn)
+        else:
+            rollout.push_result(tool_ids)
+            rollout.end_turn(turn)
+            self._begin_turn(rollout)
+
+    def _stop(self, rollout: _Ongoing, reason: StopReason, turn: Turn) -> None:
+        rollout.end_turn(turn)
+        rollout.stop = reason
+        self.rows[rollout.row] = None
+        self._close_session(rollout)
+
+    def _close_session(self, rollout: _Ongoing) -> None:
+        if rollout.session is not None:
+            self.pool.submit(rollout.session.close)  # leaving the pool waits for it
+            rollout.session = None
+
+    def _compact(self) -> None:
+        """Once nobody waits for a row, decode fewer rows: the last ones move to empty places."""
+        live = [r for r in self.rows if r is not None]
+        if self.queue or not live or len(live) > len(self.rows) * _FULL:
+            return
+        empty = [row for row in range(len(live)) if self.rows[row] is None]
+        moved = [r for r in live if r.row >= len(live)]
+        self.forward.shrink(len(live), [r.row for r in moved], empty)
+        for rollout, row in zip(moved, empty, strict=True):
+            rollout.row = row
+            self.rows[row] = rollout
+        del self.rows[len(live) :]

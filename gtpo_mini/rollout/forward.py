@@ -5,29 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from transformers.cache_utils import DynamicCache
+from torch.nn.functional import pad
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
 from ..policy.attention import SharedPrefixes
 from ..policy.model import Policy
-from .cache import RowCache
-from .cuda_graph import StepReplay
+from .cuda_graph import GraphedSteps
 
-_CHUNK = 512  # tokens of a row that one pass reads at most
-_PASS = 2048  # tokens that one pass reads at most: bounds its memory
+CHUNK = 512  # tokens of a row that one pass reads at most
+PASS = 2048  # tokens that one pass reads at most: bounds its memory
 _ROUND = 16  # cached places are read in multiples of this
 _STEADY = 128  # or of this, where each width has a recording of its own
+_GROW = 128  # places that are allocated at a time, and at least: rows far apart in memory are read more slowly
 
 
-class Reader:
+class ForwardPass:
     """Runs the model over ``rows`` rows, each of which continues the prompt of its group.
 
     Where the model's attention takes it, a group's prompt stays one, and its rows hold only what came after;
-    otherwise, or where ``share`` is False, each row begins with a copy of its prompt. ``replay`` takes the steps in
+    otherwise, or where ``share`` is False, each row begins with a copy of its prompt. ``graphs`` takes the steps in
     which all rows read one token.
     """
 
-    def __init__(self, policy: Policy, rows: int, share: bool, replay: StepReplay | None = None) -> None:
-        self.policy, self.share, self.replay = policy, share and policy.takes_attend, replay
+    def __init__(self, policy: Policy, rows: int, share: bool, graphs: GraphedSteps | None = None) -> None:
+        self.policy, self.share, self.graphs = policy, share and policy.takes_attend, graphs
         self.cache = RowCache(policy.model.config.get_text_config().num_hidden_layers, rows)
         self.prompts: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {}  # of a group: (heads, length, dim)
         self.groups = [-1] * rows  # whose prompt a row continues; an empty row keeps what it had
@@ -38,20 +39,20 @@ class Reader:
         """Compute the keys and values of each group's prompt, several groups a pass."""
         todo = sorted(prompts, key=lambda group: len(prompts[group]))
         while todo:
-            most = max(1, _PASS // len(prompts[todo[-1]]))
+            most = max(1, PASS // len(prompts[todo[-1]]))
             batch, todo = todo[-most:], todo[:-most]  # the longest go together: less padding
             ids = torch.zeros(len(batch), len(prompts[batch[-1]]), dtype=torch.long)  # (U, L)
             for i, group in enumerate(batch):
                 # Padding on the right: in a causal model nothing before it can see it.
                 ids[i, : len(prompts[group])] = torch.tensor(prompts[group])
             cache = DynamicCache()
-            for part in ids.to(self.policy.device).split(_CHUNK, dim=1):
+            for part in ids.to(self.policy.device).split(CHUNK, dim=1):
                 self.policy.hidden_states(part, past_key_values=cache, use_cache=True)
             for i, group in enumerate(batch):
                 n = len(prompts[group])
                 self.prompts[group] = [(x.keys[i, :, :n], x.values[i, :, :n]) for x in cache.layers]
 
-    def seat(self, rows: Sequence[int], groups: Sequence[int]) -> None:
+    def begin_rows(self, rows: Sequence[int], groups: Sequence[int]) -> None:
         """Let each of ``rows`` begin anew behind the prompt of its group, which has been read."""
         for row, group in zip(rows, groups, strict=True):
             self.groups[row] = group
@@ -63,7 +64,7 @@ class Reader:
             mine = torch.tensor([r for r, g in zip(rows, groups, strict=True) if g == group])
             length = self.prompts[group][0][0].shape[1]
             places = torch.arange(length).expand(len(mine), length)
-            self.cache.aim(mine.to(self.policy.device), places.to(self.policy.device), length, leading=True)
+            self.cache.select(mine.to(self.policy.device), places.to(self.policy.device), length, leading=True)
             for layer, part in zip(self.cache.layers, self.prompts[group], strict=True):
                 layer.update(*(x[None].expand(len(mine), *x.shape) for x in part))
 
@@ -111,7 +112,7 @@ class Reader:
         device = self.policy.device
         leading = list(rows) == list(range(len(rows)))
         everyone = leading and len(rows) == len(self.groups)
-        steady = self.replay is not None and everyone and ids.shape[1] == 1
+        steady = self.graphs is not None and everyone and ids.shape[1] == 1
         step = _STEADY if steady else _ROUND
         width = -(-(int(places.max()) + 1) // step) * step
         attend = self._shared(rows, everyone) if self.share else None
@@ -124,7 +125,7 @@ class Reader:
         inputs = torch.stack([ids, positions, places])  # (3, R, Q)
         if not steady:
             return forward(inputs.to(device))
-        return self.replay.run((len(rows), width, self.cache.hold(width), attend), inputs, device, forward)
+        return self.graphs.run((len(rows), width, self.cache.hold(width), attend), inputs, device, forward)
 
     def _forward(
         self,
@@ -137,7 +138,7 @@ class Reader:
         attend: SharedPrefixes | None,
     ) -> torch.Tensor:
         """Logits (R, V) of ids (R, Q) at ``positions``, kept in ``places`` of ``rows``: all that the device does."""
-        self.cache.aim(rows, places, width, leading)
+        self.cache.select(rows, places, width, leading)
         dtype = self.policy.dtype
         unseen = torch.arange(width, device=ids.device) > places[..., None]  # (R, Q, W)
         mask = torch.zeros(unseen.shape, dtype=dtype, device=ids.device)
@@ -176,3 +177,74 @@ class Reader:
 def _stack(parts: Sequence[torch.Tensor], longest: int) -> torch.Tensor:
     """(U, H, L, D) of U tensors (H, length, D), with zeros where one is shorter."""
     return torch.stack([torch.nn.functional.pad(x, (0, 0, 0, longest - x.shape[1])) for x in parts])
+
+
+class _RowLayer(CacheLayerMixin):
+    """One layer's keys and values: (rows, heads, places, head_dim). The last place takes what padding writes."""
+
+    is_sliding = False
+
+    def __init__(self, cache: RowCache) -> None:
+        super().__init__()
+        self.cache = cache
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        # Zeros: what no query may see is weighed with 0, and 0 times what empty memory holds may be NaN.
+        self.keys, self.values = (
+            x.new_zeros(self.cache.count, x.shape[1], self.cache.places_held, x.shape[-1])
+            for x in (key_states, value_states)
+        )
+        self.is_initialized = True
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        if self.keys.shape[2] < self.cache.places_held:
+            more = self.cache.places_held - self.keys.shape[2]
+            self.keys, self.values = (pad(x, (0, 0, 0, more)) for x in (self.keys, self.values))
+        rows, places, width = self.cache.rows, self.cache.places, self.cache.width
+        self.keys[rows[:, None], :, places] = key_states.transpose(1, 2)  # (R, Q, H, D)
+        self.values[rows[:, None], :, places] = value_states.transpose(1, 2)
+        # Rows 0..R-1 are read in place; any other choice (a prefill of some rows) is a copy of theirs.
+        if self.cache.leading:
+            return self.keys[: len(rows), :, :width], self.values[: len(rows), :, :width]
+        return self.keys[:, :, :width][rows], self.values[:, :, :width][rows]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.cache.width, 0
+
+    def get_seq_length(self) -> int:
+        return self.cache.width if self.is_initialized else 0
+
+    def get_max_length(self) -> int:
+        return self.cache.places_held
+
+
+class RowCache(Cache):
+    """Keys and values of ``count`` rows, for all ``layers`` of a model; it grows with the longest row."""
+
+    def __init__(self, layers: int, count: int) -> None:
+        self.count, self.places_held = count, _GROW
+        self.rows = self.places = torch.zeros(0, dtype=torch.long)
+        self.width, self.leading = 0, True
+        super().__init__(layers=[_RowLayer(self) for _ in range(layers)])
+
+    def select(self, rows: torch.Tensor, places: torch.Tensor, width: int, leading: bool) -> None:
+        """The next forward pass writes ``places`` (R, Q) of ``rows`` (R,) and reads the first ``width`` places.
+
+        ``leading``: the rows are 0..R-1. Place -1 is written by padding and read by none.
+        """
+        self.hold(width)
+        self.rows, self.places, self.width, self.leading = rows, places, width, leading
+
+    def hold(self, width: int) -> int:
+        """Make room for ``width`` places, and one for padding; returns how many there are."""
+        while self.places_held <= width:
+            self.places_held *= 2
+        return self.places_held
+
+    def move_rows(self, sources: list[int], targets: list[int]) -> None:
+        """Copy rows ``sources`` over rows ``targets``."""
+        for layer in self.layers:
+            if layer.is_initialized:
+                layer.keys[targets], layer.values[targets] = layer.keys[sources], layer.values[sources]

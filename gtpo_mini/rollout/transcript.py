@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..credit.advantages import turn_returns
 from ..policy.model import Policy
 from ..types import Trajectory
 
@@ -85,22 +84,22 @@ def record_rollouts(
     correct: Sequence[bool],
     rewards: Sequence[Sequence[float]],
     advantages: Sequence[Sequence[float]],
+    returns: Sequence[Sequence[float]] | None,
     policy: Policy,
     group_size: int,
-    gamma: float | None,
 ) -> None:
     """Append a step's rollouts to a JSON-lines file.
 
     Args:
         path: the file; its folder is made.
         step, rollouts, correct, rewards, advantages: of whole groups of ``group_size``, one after the other.
+        returns: one list a rollout, one number a turn; None: the method has none.
         policy: whose tokenizer reads the ids.
-        gamma: discount of the returns; None: the method has none.
     """
     lines = []
     for number, rollout in enumerate(rollouts):
-        returns = None if gamma is None else turn_returns(rewards[number], gamma)
-        told = transcript(rollout, policy, rewards[number], returns, advantages[number])
+        mine = None if returns is None else returns[number]
+        told = transcript(rollout, policy, rewards[number], mine, advantages[number])
         place = {"step": step, "group": number // group_size, "number": number, "correct": bool(correct[number])}
         lines.append(json.dumps({**place, **told}) + "\n")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,9 +7,12 @@ all weights), ``optimizer.safetensors`` (its tensors), ``state.json`` (its other
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import inspect
 import json
 import random
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -20,13 +23,37 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ..policy.model import Policy
+from ..rollout.protocol import ToolProtocol
 from ..tasks.task import Task
+from ..types import ExecutionResult
 from .record import clear_disk_errors, sync
 
-FORMAT = 1
+FORMAT = 2
 KEEP = 2  #: whole checkpoints that stay; should the disk spoil the last one, there is another
 FILES = ("weights.safetensors", "optimizer.safetensors", "state.json")
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 _WRITING = ".writing"  # ends the name of a folder that is not whole yet, or no longer
+
+
+def identify(policy: Policy, task: Task, protocol: ToolProtocol, config: dict) -> dict:
+    """What makes a run this one and no other, as plain data: text, problems, weights and code by their hashes.
+
+    Args:
+        policy: as it begins.
+        task, protocol: their texts and their code count.
+        config: settings that may not change.
+    """
+    first = task.problems[0]
+    example = ExecutionResult(ok=False, stdout="1\n", error="ValueError: 2")
+    facts = [protocol.messages(first), getattr(protocol, "tools", None), protocol.tool_text(example)]
+    rows = [(p.id, p.question, p.answer, dict(p.metadata)) for p in task.problems]
+    return {
+        "policy": fingerprint(policy),
+        "task": _digest(rows),
+        "grader": _digest(_code(task.grader)),
+        "protocol": f"{type(protocol).__name__} {_digest([facts, _code(type(protocol))])}",
+        "config": config,
+    }
 
 
 def fingerprint(policy: Policy) -> str:
@@ -43,12 +70,28 @@ def fingerprint(policy: Policy) -> str:
     return digest.hexdigest()[:16]
 
 
-def fingerprint_task(task: Task) -> str:
-    """What a task is: its problems, in their order."""
-    digest = hashlib.sha256()
-    for problem in task.problems:
-        digest.update(repr((problem.id, problem.question, problem.answer)).encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()[:16]
+def _digest(value: Any) -> str:
+    """Of plain data, and of other objects by what they show of themselves, less their addresses."""
+
+    def shown(other: object) -> object:
+        return sorted(map(repr, other)) if isinstance(other, set | frozenset) else _ADDRESS.sub("", repr(other))
+
+    text = json.dumps(value, default=shown, sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _code(thing: Any) -> list[str]:
+    """Names and source of a function, of a partial's parts, or of an object's class; an own edit shows in it."""
+    if isinstance(thing, functools.partial):
+        return [*_code(thing.func), repr(thing.args), repr(thing.keywords)]
+    kind = thing if inspect.isroutine(thing) or isinstance(thing, type) else type(thing)
+    try:
+        source = inspect.getsource(kind)
+    except (OSError, TypeError):  # made at a prompt
+        code = getattr(kind, "__code__", None)
+        source = "" if code is None else repr((code.co_code, code.co_names))
+    state = [] if kind is thing else [repr(thing)]
+    return [f"{kind.__module__}:{kind.__qualname__}", source, *state]
 
 
 def difference(now: dict, then: object) -> str | None:
@@ -121,14 +164,10 @@ class Checkpoints:
                 self._drop(old)
         return place
 
-    def newest(self, most: int) -> Path | None:
-        """The newest checkpoint that is whole and of this run; warns of every newer one that is not.
-
-        Args:
-            most: steps that the run's record holds; a checkpoint with more is not of this record.
-        """
+    def newest(self) -> Path | None:
+        """The newest checkpoint that is whole and of this run; warns of every newer one that is not."""
         for place in sorted(self.folder.glob("step-*"), reverse=True) if self.folder.is_dir() else ():
-            reason = self._fault(place, most)
+            reason = self._fault(place)
             if reason is None:
                 return place
             warnings.warn(f"checkpoint {place} is skipped: {reason}", stacklevel=3)
@@ -150,7 +189,7 @@ class Checkpoints:
         set_random_state(state.pop("random"))
         return state
 
-    def _fault(self, place: Path, most: int) -> str | None:
+    def _fault(self, place: Path) -> str | None:
         """Why a checkpoint cannot be trusted; None if it can."""
         if place.name.endswith(_WRITING):
             return "the run was stopped while this was written or removed"
@@ -162,8 +201,6 @@ class Checkpoints:
                 return f"by its manifest it is of step {manifest['step']}"
             if other := difference(self.identity, manifest["identity"]):
                 return f"it is of another run: {other}"
-            if manifest["step"] > most:
-                return f"metrics.jsonl holds only {most} steps"
             for name in FILES:
                 if not (place / name).is_file():
                     return f"{name} is missing"

@@ -4,42 +4,28 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import torch
+from ..credit.credit import ARMS, Credit, CreditAssignment
+from ..credit.similarity import load_similarity
+from ..rollout.settings import SamplingSettings
 
-from ..credit.advantages import NORMALIZE
-from ..credit.shaping import load_similarity
-from ..rollout.engine import SamplingSettings
-
-METHODS = ("gtpo", "grpo")
-REWARDS = ("turn", "trajectory", "accuracy")
-SHAPING = ("outcome", "potential")
+_CREDIT_FIELDS = ("rewards", "returns", "gamma", "normalize", "alpha", "shaping", "similarity", "format_penalty")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """Everything that decides a run, but for the policy and the task.
 
-    ``method="grpo"`` is the paper's baseline: one reward a rollout, min(accuracy, format), normalised in the
-    group. ``method="gtpo"`` is all three parts: turn rewards, discounted returns as advantages, shaped outcomes.
-    ``rewards``, ``returns`` and ``alpha`` take it apart: `gtpo_mini.credit.arms.ARMS` is the table.
-
-    >>> TrainConfig(gamma=1.5)
+    >>> TrainConfig(group_size=1)
     Traceback (most recent call last):
-    ValueError: gamma=1.5: must be in [0, 1]
+    ValueError: group_size=1: must be at least 2: a group of one has nothing to be compared with
     """
 
-    method: str = "gtpo"  #: "gtpo" or "grpo"
-    rewards: str | None = None  #: turn; trajectory: min(accuracy, format) at the end; accuracy. None: the method's own
-    gamma: float = 0.9  #: discount a turn, in [0, 1] (gtpo)
-    normalize: str = "group"  #: what returns are normalised over: group, batch, turn or first (gtpo)
-    returns: bool = True  #: advantages of each turn's return; False: one a rollout, of its summed rewards (gtpo)
-    alpha: float = 0.5  #: size of the partial credit, in [0, 1]; 0 switches shaping off (gtpo)
-    shaping: str = "outcome"  #: credit at the end (outcome), or a potential of the code so far (potential) (gtpo)
-    similarity: str = "ngram"  #: how codes are compared for it (gtpo)
-    format_penalty: float = 0.1  #: taken from a turn with an invalid call, at least 0 (gtpo)
+    credit: CreditAssignment = ARMS["gtpo"]  #: an arm (`ARMS`), a `Credit`, or an own function of its shape
     steps: int = 60
     problems_per_step: int = 8
     group_size: int = 8
@@ -63,14 +49,9 @@ class TrainConfig:
             if not holds:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be {rule}")
 
-        check(self.method in METHODS, "method", f"one of {', '.join(METHODS)}")
-        check(self.normalize in NORMALIZE, "normalize", f"one of {', '.join(NORMALIZE)}")
-        check(self.rewards in (None, *REWARDS), "rewards", f"one of {', '.join(REWARDS)}, or None")
-        check(self.shaping in SHAPING, "shaping", f"one of {', '.join(SHAPING)}")
-        for name in ("gamma", "alpha"):
-            check(0 <= getattr(self, name) <= 1, name, "in [0, 1]")
+        check(callable(self.credit), "credit", "a Credit or a function of its shape; an arm by its name is ARMS[name]")
         check(self.group_size >= 2, "group_size", "at least 2: a group of one has nothing to be compared with")
-        for name in ("format_penalty", "kl_coefficient", "clip_low", "clip_high"):
+        for name in ("kl_coefficient", "clip_low", "clip_high"):
             check(0 <= getattr(self, name) < math.inf, name, "a finite number from 0 up")
         for name in ("steps", "problems_per_step", "minibatches", "tokens_per_pass"):
             check(getattr(self, name) >= 1, name, "at least 1")
@@ -78,19 +59,58 @@ class TrainConfig:
             check(0 < getattr(self, name) < math.inf, name, "a finite number above 0")
         check(self.importance_cap is None or 0 < self.importance_cap < math.inf, "importance_cap", "above 0, or None")
         check(self.seed >= 0, "seed", "at least 0")
-        load_similarity(self.similarity)
+        if isinstance(self.credit, Credit):
+            load_similarity(self.credit.similarity)  # packages that it lacks must show now
         self.sampling()
-
-    @property
-    def reward_kind(self) -> str:
-        """Which rewards count: ``rewards``, or the method's own."""
-        return self.rewards or {"gtpo": "turn", "grpo": "trajectory"}[self.method]
 
     def sampling(self, **changes) -> SamplingSettings:
         """The rollout's part of the configuration, with changes."""
         rows = min(64, self.problems_per_step * self.group_size)
         settings = SamplingSettings(self.temperature, self.max_turns, self.max_turn_tokens, self.max_context, rows)
         return replace(settings, **changes)
+
+    def record(self) -> dict[str, Any]:
+        """As plain data, for a run's header; an own function stands there by its name.
+
+        >>> TrainConfig(credit=ARMS["grpo"]).record()["credit"]["rewards"]
+        'trajectory'
+        """
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        if is_dataclass(self.credit):
+            return {**values, "credit": asdict(self.credit)}
+        kind = self.credit if hasattr(self.credit, "__qualname__") else type(self.credit)
+        return {**values, "credit": f"{kind.__module__}:{kind.__qualname__}"}
+
+    @classmethod
+    def from_record(cls, values: Mapping[str, Any]) -> TrainConfig:
+        """The configuration of a recorded run, to make the run again.
+
+        Raises:
+            ValueError: its credit was an own function, of which only the name is recorded.
+
+        >>> TrainConfig.from_record(TrainConfig(steps=3).record()) == TrainConfig(steps=3)
+        True
+        """
+        values = translate_config(values)
+        if not isinstance(values["credit"], Mapping):
+            raise ValueError(f"credit={values['credit']!r} is an own function: give it to TrainConfig yourself")
+        return cls(**{**values, "credit": Credit(**values["credit"])})
+
+
+def translate_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A recorded configuration as `TrainConfig.record` writes it now; older ones held the credit's fields themselves.
+
+    >>> translate_config({"method": "grpo", "rewards": None, "gamma": 0.9, "steps": 2})["credit"]["rewards"]
+    'trajectory'
+    """
+    if "method" not in config:
+        return dict(config)
+    rest = {key: value for key, value in config.items() if key not in (*_CREDIT_FIELDS, "method")}
+    changes = {key: config[key] for key in _CREDIT_FIELDS if config.get(key) is not None}
+    credit = replace(ARMS["gtpo"], **changes)
+    if config["method"] == "grpo":
+        credit = replace(ARMS["grpo"], rewards=changes.get("rewards", "trajectory"))
+    return {"credit": asdict(credit), **rest}
 
 
 @dataclass(frozen=True)
@@ -137,8 +157,11 @@ def load_profile(name: str | None = None) -> Profile:
     name = name or os.environ.get("GTPO_PROFILE") or "cpu"
     if name not in _PROFILES:
         raise ValueError(f"unknown profile {name!r}; known: {', '.join(_PROFILES)}")
-    if _PROFILES[name].device == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"profile {name!r} needs a CUDA GPU, and torch finds none; use the profile 'cpu'")
+    if _PROFILES[name].device == "cuda":
+        import torch  # here: reading options and help must not wait for it
+
+        if not torch.cuda.is_available():
+            raise ValueError(f"profile {name!r} needs a CUDA GPU, and torch finds none; use the profile 'cpu'")
     return _PROFILES[name]
 
 

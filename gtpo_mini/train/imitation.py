@@ -20,6 +20,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..policy.model import Policy
+from ..rollout.builder import RolloutBuilder
 from ..rollout.chat import Chat
 from ..rollout.engine import RolloutEngine
 from ..sandbox import Sandbox
@@ -41,35 +42,24 @@ def make_trace(
         sandbox: runs the calls.
     """
     policy, protocol = chat.policy, chat.protocol
-    ids = chat.encode_prompt(problem)
-    length, mask, index, done = len(ids), [0] * len(ids), [-1] * len(ids), []
+    builder = RolloutBuilder(problem, chat.encode_prompt(problem))
     text = next(turns)
     with closing(sandbox.session()) as session:
         while True:
             parsed = protocol.read(text)
             # Not `Policy.encode`, which is for text of others: the tags of a call may be special tokens.
-            mine = policy.tokenizer.encode(text, add_special_tokens=False)
+            ids = policy.tokenizer.encode(text, add_special_tokens=False)
             if not protocol.is_complete(text):  # what ends a turn where the text itself does not
-                mine.append(policy.tokenizer.eos_token_id)
+                ids.append(policy.tokenizer.eos_token_id)
+            builder.push(ids, [0.0] * len(ids))
             result = None if parsed.code is None else session.run(parsed.code)
-            theirs = [] if result is None else chat.encode_result(result)
-            ids, mask = [*ids, *mine, *theirs], [*mask, *[1] * len(mine), *[0] * len(theirs)]
-            index += [len(done)] * (len(mine) + len(theirs))
-            done.append(Turn(text, code=parsed.code, result=result))
+            if result is not None:
+                builder.push_result(chat.encode_result(result))
+            builder.end_turn(Turn(text, code=parsed.code, result=result))
             if result is None:
                 break
             text = turns.send(result)
-    return Trajectory(
-        problem=problem,
-        token_ids=tuple(ids),
-        prompt_length=length,
-        loss_mask=tuple(mask),
-        turn_index=tuple(index),
-        logprobs=tuple([0.0] * len(ids)),
-        turns=tuple(done),
-        stop=StopReason.NO_ANSWER if parsed.answer is None else StopReason.ANSWER,
-        answer=parsed.answer,
-    )
+    return builder.freeze(StopReason.NO_ANSWER if parsed.answer is None else StopReason.ANSWER, parsed.answer)
 
 
 def read_traces(path: str | Path, chat: Chat, sandbox: Sandbox, context: int | None = None) -> list[Trajectory]:

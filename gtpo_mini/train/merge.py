@@ -10,8 +10,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from ..policy.load import base_of, policy_folder, put_adapter, read_model
-from ..policy.model import quiet
+from ..policy.load import base_of, policy_folder, put_adapter, quiet, read_model
 from .record import Record, clear_disk_errors
 
 _SHOWN = ("reward/outcome", "reward/turn_mean", "rollout/turns", "rollout/tokens", "policy/entropy")
@@ -45,7 +44,7 @@ def merge(adapter: str | Path, output: str | Path, base: str | None = None) -> P
     with contextlib.suppress(OSError, ValueError):
         cold = json.loads((adapter.parent / "imitation.json").read_text(encoding="utf-8"))
     with contextlib.suppress(ValueError):  # some other metrics.jsonl
-        lines = Record(adapter.parent).read()
+        lines, _ = Record(adapter.parent).read()
     new = output.with_name(output.name + ".writing")
     with clear_disk_errors(output), quiet():
         shutil.rmtree(new, ignore_errors=True)
@@ -71,7 +70,7 @@ def model_card(base: str, lines: list[dict], cold: dict | None = None) -> str:
     if cold and not lines:
         return _cold_card(Path(base).name, cold)
     config, steps = header.get("config", {}), [line for line in lines if line["kind"] == "step"]
-    method = config.get("method", "gtpo").upper()
+    method = "GRPO" if str(header.get("arm", "gtpo")).startswith("grpo") else "GTPO"
     short = Path(base).name
     # A folder of this machine tells a reader nothing, and a hub would look for it.
     front = [f"base_model: {base}"] if base.count("/") == 1 and not Path(base).exists() else []

@@ -8,13 +8,14 @@ import platform
 import resource
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from ..credit.credit import group_numbers
 from ..types import StopReason, Trajectory
 from .config import TrainConfig
 
@@ -62,9 +63,47 @@ def describe_advantages(
     invalid = []
     for rollout, right, advantages_N in zip(rollouts, correct, advantages, strict=True):
         for j, (turn, advantage) in enumerate(zip(rollout.turns, advantages_N, strict=True), 1):
-            found[f"advantage/{'right' if right else 'wrong'}_turn_{min(j, _TURNS)}"].append(advantage)
+            found[f"advantage/{'right' if right == 1 else 'wrong'}_turn_{min(j, _TURNS)}"].append(advantage)
             invalid += [advantage] if turn.invalid_call else []
     return {**{key: mean(values) for key, values in found.items()}, "advantage/invalid_calls": mean(invalid)}
+
+
+def describe_step(
+    step: int,
+    rollouts: Sequence[Trajectory],
+    correct: Sequence[bool | float],
+    rewards: Sequence[Sequence[float]],
+    advantages: Sequence[Sequence[float]],
+    group_size: int,
+    update: Mapping[str, float],
+    clock: Sequence[float],
+) -> dict[str, Any]:
+    """All metrics of a step.
+
+    Args:
+        step: its number, from 0.
+        rollouts, correct, rewards, advantages, group_size: as credit assignment takes and gives them.
+        update: what the update measured.
+        clock: seconds at the beginning, after the rollouts, after credit assignment and after the update.
+    """
+    silent: dict[int, bool] = {}  # a group: has none of its rollouts an advantage
+    for group, advantages_N in zip(group_numbers(rollouts, group_size), advantages, strict=True):
+        silent[group] = silent.get(group, True) and not any(advantages_N)
+    begin, rolled_out, scored, updated = clock
+    return {
+        "step": step,
+        **describe_rollouts(rollouts, correct),
+        "reward/turn_mean": mean([reward for rewards_N in rewards for reward in rewards_N]),
+        **describe_advantages(rollouts, correct, advantages),
+        "advantage/mean_abs": mean([abs(a) for advantages_N in advantages for a in advantages_N]),
+        "group/silent": mean(list(silent.values())),
+        **update,
+        "time/rollout": rolled_out - begin,
+        "time/score": scored - rolled_out,
+        "time/update": updated - scored,
+        "time/step": updated - begin,
+        "memory/peak_gib": peak_gib(),
+    }
 
 
 def peak_gib() -> float:
@@ -120,7 +159,7 @@ def run_header(config: TrainConfig, policy_name: str, task_name: str, device: st
     """Where a run came from: configuration, command, commit, versions, device, threads."""
     packages = ("torch", "transformers", "peft", "numpy")
     return {
-        "config": asdict(config),
+        "config": config.record(),
         "policy": policy_name,
         "task": task_name,
         "seed": config.seed,

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 @contextlib.contextmanager
 def clear_disk_errors(path: Path) -> Iterator[None]:
-    """Turn what a full or broken disk raises into one error that names the file and the mend.
+    """Turn what a full or broken disk raises into one error that names the file and the fix.
 
     Raises:
         RuntimeError: in place of an `OSError` or of the safetensors writer's own.
@@ -38,7 +38,7 @@ def sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Keep a run's folder, made if it is not there, for this process; the lock ends with it, however it ends.
 
     Raises:
@@ -67,7 +67,7 @@ class Record:
     """The lines of a run's ``metrics.jsonl``.
 
     Args:
-        folder: the run's; `alone` makes it.
+        folder: the run's; `locked` makes it.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -88,20 +88,24 @@ class Record:
             new.replace(self.path)
             sync(self.path.parent)
 
-    def read(self) -> list[dict]:
-        """The whole lines up to the first that is broken, as `append` wrote them; nothing where there is no file.
+    def read(self) -> tuple[list[dict], list[int]]:
+        """The lines as `append` wrote them, and the numbers of those that are damaged; nothing where there is no file.
+
+        Half a line at the end, as a kill leaves it, is no damage.
 
         Raises:
             ValueError: the file does not begin with a run's header.
         """
         if not self.path.exists():
-            return []
-        lines = []
-        for text in self.path.read_bytes().split(b"\n")[:-1]:  # behind the last line end stands nothing, or half a line
+            return [], []
+        lines, damaged = [], []
+        for number, text in enumerate(self.path.read_bytes().split(b"\n")[:-1], 1):
             try:
-                lines.append(json.loads(text))
+                line = json.loads(text)
+                damaged += [] if isinstance(line, dict) else [number]
+                lines += [line] if isinstance(line, dict) else []
             except ValueError:
-                break
-        if not lines or not isinstance(lines[0], dict) or lines[0].get("kind") != "header":
+                damaged.append(number)
+        if 1 in damaged or not lines or lines[0].get("kind") != "header":
             raise ValueError(f"{self.path}: does not begin with a run's header; choose another output folder")
-        return lines
+        return lines, damaged

@@ -1,19 +1,30 @@
-"""Recorded runs as they are read: a header, one line a step, a footer with the evaluation per problem."""
+"""Recorded runs: one folder a run while it runs (``metrics.jsonl``), one compact file for many of them afterwards.
+
+A compact file (`save_runs`) holds a line of problem ids, then a line a run: its header, the metrics that never changed,
+a list over the steps of each other metric, and its footer, with the outcomes of the evaluations as bits.
+"""
 
 from __future__ import annotations
 
+import gzip
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .config import translate_config
+
+_COMPACT = ".jsonl.gz"
+_CLOCKS = ("time/", "memory/")  # kept with four digits: no two runs agree in more
+
 
 @dataclass(frozen=True)
-class Run:
-    """A recorded run: a JSON-lines file with a header, one line a step, and a footer."""
+class RecordedRun:
+    """A finished run, as it was recorded."""
 
-    header: dict
-    steps: tuple[dict, ...]
-    footer: dict
+    header: dict  #: arm, seed, configuration, command, commit, versions, device
+    steps: tuple[dict, ...]  #: metrics, one dict a step
+    footer: dict  #: the evaluations ("sampled", "greedy"), per problem; or only how many steps there were
 
     @property
     def arm(self) -> str:
@@ -33,27 +44,109 @@ class Run:
         return [step[key] for step in self.steps]
 
 
-def read_run(path: Path) -> Run | None:
-    """The run in a file; None if it is not finished."""
+def read_run(path: str | Path) -> RecordedRun | None:
+    """The run in a ``metrics.jsonl``; None if it is not finished, or no run."""
     lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
         try:
             lines.append(json.loads(line))
         except ValueError:  # a process that was killed leaves half a line
             return None
-    if len(lines) < 2 or lines[0].get("kind") != "header" or lines[-1].get("kind") != "footer":
+    kinds = [line.get("kind") if isinstance(line, dict) else None for line in lines]
+    if len(lines) < 2 or kinds[0] != "header" or kinds[-1] != "footer":
         return None
-    return Run(lines[0], tuple(line for line in lines if line["kind"] == "step"), lines[-1])
+    steps = tuple(line for line, kind in zip(lines, kinds, strict=True) if kind == "step")
+    return RecordedRun(_translated(lines[0]), steps, lines[-1])
 
 
-def load_runs(folder: str | Path) -> list[Run]:
-    """All finished runs below a folder, sorted by arm and seed.
+def load_runs(path: str | Path) -> list[RecordedRun]:
+    """All finished runs of a file, or below a folder, sorted by arm and seed.
+
+    Args:
+        path: a ``metrics.jsonl``, a file of `save_runs`, or a folder with any of them at any depth.
 
     Raises:
         ValueError: no finished run there.
     """
-    found = [read_run(path) for path in sorted(Path(folder).rglob("*.jsonl"))]
-    runs = [run for run in found if run is not None]
+    path = Path(path)
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*.jsonl*") if p.is_file())
+    runs = []
+    for file in files:
+        if file.name.endswith(_COMPACT):
+            runs += _read_compact(file)
+        elif file.suffix == ".jsonl" and (run := read_run(file)) is not None:
+            runs.append(run)
     if not runs:
-        raise ValueError(f"no finished run below {str(folder)!r}")
+        raise ValueError(f"no finished run in {str(path)!r}")
     return sorted(runs, key=lambda run: (run.arm, run.seed))
+
+
+def save_runs(runs: Sequence[RecordedRun], path: str | Path) -> None:
+    """Write runs into one compact file; the same runs give the same bytes.
+
+    Everything comes back from `load_runs` as it was, but times and memory, which keep four digits.
+
+    Args:
+        runs: finished runs.
+        path: file, its name ending in ".jsonl.gz"; it is replaced.
+
+    Raises:
+        ValueError: another ending, or no runs.
+    """
+    path = Path(path)
+    if not path.name.endswith(_COMPACT) or not runs:
+        raise ValueError(f"path={str(path)!r}: must end in {_COMPACT}, and take at least one run, got {len(runs)}")
+    problems: dict[tuple[str, ...], int] = {}  # distinct lists of ids, in order of appearance
+    lines = [json.dumps(_pack(run, problems)) for run in runs]
+    lines.insert(0, json.dumps({"kind": "runs", "problems": list(problems)}))
+    path.write_bytes(gzip.compress("".join(f"{line}\n" for line in lines).encode(), compresslevel=9, mtime=0))
+
+
+def _pack(run: RecordedRun, problems: dict[tuple[str, ...], int]) -> dict:
+    constant, columns = {}, {}
+    for key in dict.fromkeys(key for step in run.steps for key in step):
+        column = [step.get(key) for step in run.steps]
+        if key.startswith(_CLOCKS):
+            column = [None if value is None else float(f"{value:.4g}") for value in column]
+        if len({json.dumps(value) for value in column}) == 1:
+            constant[key] = column[0]
+        else:
+            columns[key] = column
+    footer = dict(run.footer)
+    for name, evaluation in run.footer.items():
+        if isinstance(evaluation, dict) and "per_problem" in evaluation:
+            ids, scores = tuple(evaluation["per_problem"]), list(evaluation["per_problem"].values())
+            if all(score in (0.0, 1.0) for score in scores):
+                scores = hex(int("1" + "".join(str(int(score)) for score in scores), 2))
+            footer[name] = {**evaluation, "per_problem": [problems.setdefault(ids, len(problems)), scores]}
+    return {"header": run.header, "steps": len(run.steps), "constant": constant, "columns": columns, "footer": footer}
+
+
+def _read_compact(path: Path) -> list[RecordedRun]:
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            first, *lines = map(json.loads, file)
+        return [_unpack(line, first["problems"]) for line in lines]
+    except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"{str(path)!r}: no whole file of recorded runs ({type(error).__name__}: {error})") from error
+
+
+def _unpack(line: dict, problems: list[list[str]]) -> RecordedRun:
+    steps = [dict(line["constant"]) for _ in range(line["steps"])]
+    for key, column in line["columns"].items():
+        for step, value in zip(steps, column, strict=True):
+            if value is not None:
+                step[key] = value
+    footer = line["footer"]
+    for evaluation in footer.values():
+        if isinstance(evaluation, dict) and "per_problem" in evaluation:
+            index, scores = evaluation["per_problem"]
+            if isinstance(scores, str):
+                scores = [float(bit) for bit in bin(int(scores, 16))[3:]]
+            evaluation["per_problem"] = dict(zip(problems[index], scores, strict=True))
+    return RecordedRun(_translated(line["header"]), tuple(steps), footer)
+
+
+def _translated(header: dict) -> dict:
+    """Older headers hold the settings of the credit assignment beside the others."""
+    return {**header, "config": translate_config(header.get("config", {}))}

@@ -1,18 +1,17 @@
-"""Optimiser steps on one batch of rollouts, and their defence: too little GPU memory, and numbers that are none."""
+"""Optimiser steps on one batch of rollouts, and their defence: too little GPU memory, NaN and infinity."""
 
 from __future__ import annotations
 
 import functools
-import gc
 import math
 import random
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
 import torch
 
 from ..policy.model import Policy
+from ..rollout.memory import Result, TrainingStopped, within_memory
 from ..types import Trajectory
 from .config import TrainConfig
 from .loss import clipped_surrogate, importance_weights, token_logprobs
@@ -21,31 +20,6 @@ from .packing import packed_tokens, passes, per_token
 
 MAX_SKIPPED = 3  #: optimiser steps skipped in a row, at which a run stops
 _SUMS = ("loss/policy", "loss/kl", "loss/clip_fraction", "loss/sampler_mismatch", "policy/entropy")
-
-Result = TypeVar("Result")
-
-
-class TrainingStopped(RuntimeError):
-    """A run cannot go on; the message says why and what to do. Its last checkpoint is good."""
-
-
-def within_memory(work: Callable[[], Result], shrink: Callable[[], None]) -> Result:
-    """Do the work; as often as it runs out of GPU memory, shrink it and do it again from its beginning.
-
-    Args:
-        work: raises `torch.OutOfMemoryError` where memory does not suffice.
-        shrink: makes the next try smaller, or raises `TrainingStopped` where it can be no smaller.
-    """
-    while True:
-        try:
-            return work()
-        except torch.OutOfMemoryError:
-            pass
-        # Out here the error is gone, and with it the frames that held the failed try's tensors.
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        shrink()
 
 
 class Update:

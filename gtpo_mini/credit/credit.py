@@ -1,0 +1,222 @@
+"""An arm of the ablation is a `Credit`: graded rollouts in, turn rewards and turn advantages out."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..types import Trajectory
+from .advantages import NORMALIZE, grpo_advantages, gtpo_advantages
+from .checks import finite_number, finite_numbers
+from .rewards import trajectory_reward, turn_rewards
+from .shaping import shape_outcomes, turn_potentials
+from .similarity import SIMILARITIES, load_similarity
+
+REWARDS = ("turn", "trajectory", "accuracy")
+SHAPING = ("outcome", "potential")
+
+#: (rollouts, correct, group_size) -> (turn rewards, turn advantages), each one list a rollout, one number a turn.
+CreditAssignment = Callable[
+    [Sequence[Trajectory], Sequence[bool | float], int], tuple[list[list[float]], list[list[float]]]
+]
+
+
+@dataclass(frozen=True)
+class Credit:
+    """Everything that tells one arm from another; called with graded rollouts, it is the whole method.
+
+    The defaults are GTPO: turn rewards, discounted returns as advantages, shaped outcomes. `ARMS` is the table.
+
+    Raises:
+        ValueError: a field out of its range; the message names it.
+
+    >>> Credit(gamma=1.5)
+    Traceback (most recent call last):
+    ValueError: gamma must be a finite number in [0, 1], got 1.5
+    """
+
+    rewards: str = "turn"  #: turn (Eq. 5); or at the last turn only: trajectory, min(accuracy, format); accuracy
+    returns: bool = True  #: an advantage a turn, of its return; False: one a rollout, of its summed rewards
+    gamma: float = 0.9  #: discount a turn, in [0, 1]
+    normalize: str = "group"  #: what returns are normalised over: group, batch, turn or first
+    alpha: float = 0.5  #: most that a wrong rollout earns by its likeness to right ones, in [0, 1]; 0: no shaping
+    shaping: str = "outcome"  #: that share at the last turn (outcome), or as a potential of the code so far (potential)
+    similarity: str = "ngram"  #: how two codes are compared: ngram, structure or embedding
+    format_penalty: float = 0.1  #: taken from a turn with an invalid call, at least 0
+
+    def __post_init__(self) -> None:
+        choices = {"rewards": REWARDS, "normalize": NORMALIZE, "shaping": SHAPING, "similarity": SIMILARITIES}
+        for field, known in choices.items():
+            if getattr(self, field) not in known:
+                raise ValueError(f"{field} must be one of {', '.join(known)}, got {getattr(self, field)!r}")
+        finite_number("gamma", self.gamma, low=0.0, high=1.0)
+        finite_number("alpha", self.alpha, low=0.0, high=1.0)
+        finite_number("format_penalty", self.format_penalty, low=0.0)
+
+    def __call__(
+        self, rollouts: Sequence[Trajectory], correct: Sequence[bool | float], group_size: int
+    ) -> tuple[list[list[float]], list[list[float]]]:
+        """Assign credit to a batch.
+
+        Args:
+            rollouts: of whole groups, in any order: a rollout's group is that of its problem.
+            correct: whether each final answer is right, or its grade in [0, 1].
+            group_size: rollouts of a problem that are compared with each other.
+
+        Returns:
+            (rewards, advantages), each one list a rollout and one number a turn. A reward of the whole rollout stands
+            at its last turn; without returns every turn has the rollout's advantage.
+
+        Raises:
+            ValueError: lengths that differ, or a grade outside [0, 1].
+        """
+        groups = group_numbers(rollouts, group_size)
+        outcomes = [finite_number(f"correct[{i}]", grade, low=0.0, high=1.0) for i, grade in enumerate(correct)]
+        if len(outcomes) != len(rollouts):
+            raise ValueError(f"correct must hold one entry a rollout: expected {len(rollouts)}, got {len(outcomes)}")
+        potentials = [[0.0] * len(rollout.turns) for rollout in rollouts]
+        for group in dict.fromkeys(groups) if self.alpha else ():
+            members = [i for i, other in enumerate(groups) if other == group]
+            right, similarity = [outcomes[i] == 1.0 for i in members], load_similarity(self.similarity)
+            if self.shaping == "outcome":
+                shaped = shape_outcomes([rollouts[i].code for i in members], right, similarity, self.alpha)
+                for i, share in zip(members, shaped, strict=True):
+                    outcomes[i] = max(outcomes[i], share)
+            else:
+                codes = [rollouts[i].code_before_turns for i in members]
+                for i, potential in zip(members, turn_potentials(codes, right, similarity, self.alpha), strict=True):
+                    potentials[i] = potential
+        rewards = [self._rewards(*of_one) for of_one in zip(rollouts, outcomes, potentials, strict=True)]
+        if self.returns:
+            return rewards, gtpo_advantages(rewards, self.gamma, self.normalize, groups)
+        whole = grpo_advantages([math.fsum(rewards_N) for rewards_N in rewards], groups)
+        return rewards, [[a] * len(rollout.turns) for a, rollout in zip(whole, rollouts, strict=True)]
+
+    def _rewards(self, rollout: Trajectory, outcome: float, potential: Sequence[float]) -> list[float]:
+        if self.rewards == "turn":
+            earned = turn_rewards(rollout, outcome, self.format_penalty)
+        else:
+            whole = outcome if self.rewards == "accuracy" else trajectory_reward(rollout, outcome)
+            earned = [0.0] * (len(rollout.turns) - 1) + [whole]
+        gains = [self.gamma * later - now for now, later in zip(potential, [*potential[1:], 0.0], strict=True)]
+        return [reward + gain for reward, gain in zip(earned, gains, strict=True)]
+
+
+_GTPO = Credit()
+_GRPO = Credit(rewards="trajectory", returns=False, alpha=0.0)
+
+#: Each arm is one line; all but the last two are the paper's method, taken apart.
+ARMS: dict[str, Credit] = {
+    # The ladder: each step adds one part.
+    "grpo": _GRPO,  # A_i = norm(min(accuracy_i, format_i))
+    "grpo_accuracy": replace(_GRPO, rewards="accuracy"),  # A_i = norm(accuracy_i)
+    "+turn_rewards": replace(_GTPO, returns=False, alpha=0.0),  # A_i = norm(sum_j r_ij)
+    "+returns": replace(_GTPO, alpha=0.0),  # A_ij = norm(R_ij), R_ij = sum_m gamma^(m-j) r_im
+    "gtpo": _GTPO,  # the same, wrong rollouts earning alpha * mean similarity
+    # Leave one out of the whole. Without shaping it is "+returns".
+    "no_turn_rewards": replace(_GTPO, rewards="trajectory"),
+    "no_returns": replace(_GTPO, returns=False),
+    # Settings of the whole.
+    **{f"gamma_{gamma}": replace(_GTPO, gamma=gamma) for gamma in (0.5, 0.8, 0.95, 1.0)},
+    **{f"normalize_{name}": replace(_GTPO, normalize=name) for name in ("batch", "turn", "first")},
+    **{f"alpha_{alpha}": replace(_GTPO, alpha=alpha) for alpha in (0.25, 1.0)},
+    **{f"similarity_{name}": replace(_GTPO, similarity=name) for name in ("embedding", "structure")},
+    # Ours: likeness as a potential, which leaves the best policy alone; and no penalty for a call that fails, so that
+    # a group in which nothing is right teaches nothing.
+    "potential": replace(_GTPO, shaping="potential"),
+    "no_penalty": replace(_GTPO, format_penalty=0.0),
+}
+
+#: Arms that are no part of the paper.
+VARIANTS = ("potential", "no_penalty")
+
+
+def group_numbers(rollouts: Sequence[Trajectory], group_size: int) -> list[int]:
+    """The group of each rollout: that of its problem; a problem that was drawn twice has two groups.
+
+    Args:
+        rollouts: in any order; each knows its problem.
+        group_size: rollouts a group, at least 1; where some were dropped, a problem's others stay one group.
+
+    Raises:
+        ValueError: a group size below 1.
+
+    >>> from types import SimpleNamespace
+    >>> a, b = (SimpleNamespace(problem=SimpleNamespace(id=i, question=i)) for i in "ab")
+    >>> group_numbers([a, b, b, a], group_size=2), group_numbers([a, a, a, b], group_size=2)
+    ([0, 1, 1, 0], [0, 0, 0, 1])
+    """
+    if group_size < 1:
+        raise ValueError(f"group_size must be at least 1, got {group_size}")
+    problems = [(rollout.problem.id, rollout.problem.question) for rollout in rollouts]
+    counts, seen = Counter(problems), Counter()
+    numbers: dict[tuple, int] = {}
+    groups = []
+    for problem in problems:
+        part = 0 if counts[problem] % group_size else seen[problem] // group_size
+        groups.append(numbers.setdefault((problem, part), len(numbers)))
+        seen[problem] += 1
+    return groups
+
+
+def credit_name(credit: CreditAssignment) -> str:
+    """The name of an arm, or of an own function or class.
+
+    >>> credit_name(Credit()), credit_name(Credit(gamma=0.3)), credit_name(max)
+    ('gtpo', 'Credit', 'max')
+    """
+    known = next((name for name, arm in ARMS.items() if arm == credit), None)
+    return known or getattr(credit, "__name__", type(credit).__name__)
+
+
+def assign_credit(
+    credit: CreditAssignment, rollouts: Sequence[Trajectory], correct: Sequence[bool | float], group_size: int
+) -> tuple[list[list[float]], list[list[float]]]:
+    """Call any credit assignment, and check what comes back: an own one is code like any other.
+
+    Args:
+        credit: a `Credit`, or a function of the same shape.
+        rollouts, correct, group_size: as `Credit` takes them.
+
+    Returns:
+        (rewards, advantages) as lists of floats.
+
+    Raises:
+        ValueError: it raised, or returned something other than finite numbers of the right shape; with its name.
+
+    >>> from types import SimpleNamespace
+    >>> rollouts = [SimpleNamespace(turns=[0, 0])]
+    >>> assign_credit(lambda rollouts, correct, group_size: ([[0.0, 1.0]], [[1.0]]), rollouts, [True], 1)
+    Traceback (most recent call last):
+    ValueError: credit '<lambda>': advantages[0] must hold 2 numbers, one a turn, got 1
+    """
+    name = credit_name(credit)
+    try:
+        found: Any = credit(rollouts, correct, group_size)
+    except Exception as error:  # an own estimator raises whatever it raises
+        raise ValueError(f"credit {name!r} raised {type(error).__name__}: {error}") from error
+    try:
+        if not isinstance(found, tuple | list) or len(found) != 2:
+            raise ValueError(f"must return (rewards, advantages), got {type(found).__name__}")
+        return tuple(
+            _per_turn(field, values, rollouts) for field, values in zip(("rewards", "advantages"), found, strict=True)
+        )
+    except ValueError as error:
+        raise ValueError(f"credit {name!r}: {error}") from None
+
+
+def _per_turn(field: str, values: Any, rollouts: Sequence[Trajectory]) -> list[list[float]]:
+    try:
+        rows = list(values)
+    except TypeError:
+        raise ValueError(f"{field} must be one list a rollout, got {values!r}") from None
+    if len(rows) != len(rollouts):
+        raise ValueError(f"{field} must hold {len(rollouts)} lists, one a rollout, got {len(rows)}")
+    checked = [finite_numbers(f"{field}[{i}]", row, at_least=0) for i, row in enumerate(rows)]
+    for i, (row, rollout) in enumerate(zip(checked, rollouts, strict=True)):
+        if len(row) != len(rollout.turns):
+            raise ValueError(f"{field}[{i}] must hold {len(rollout.turns)} numbers, one a turn, got {len(row)}")
+    return checked

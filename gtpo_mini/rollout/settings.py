@@ -1,0 +1,38 @@
+"""How rollouts are sampled."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How rollouts are sampled.
+
+    Args:
+        temperature: above 0; or 0 for greedy decoding (log-probabilities are then those at temperature 1).
+        max_turns: policy turns a rollout, at least 1.
+        max_turn_tokens: policy tokens a turn, at least 1.
+        max_context: tokens a rollout, prompt included; None takes the model's own limit.
+        rows: rollouts decoded at once.
+        tool_patience: seconds that decoding waits for a tool's result at the step where it is due; a later one does
+            not hold up the others, as long as fewer calls are late than the sandbox has workers. None: without end on a
+            CPU, so that the same seed gives the same bits, and 1 s on a GPU, which gives no such promise.
+    """
+
+    temperature: float = 1.0
+    max_turns: int = 6
+    max_turn_tokens: int = 256
+    max_context: int | None = None
+    rows: int = 64
+    tool_patience: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < 100:
+            raise ValueError(f"temperature={self.temperature}: must be in [0, 100)")
+        for name in ("max_turns", "max_turn_tokens", "rows"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.tool_patience is not None and not 0 <= self.tool_patience < math.inf:
+            raise ValueError(f"tool_patience={self.tool_patience}: must be a finite number from 0 up, or None")

@@ -1,0 +1,272 @@
+"""The context of a run: its folder and lock, its record and checkpoints, signals, and the steps that are left."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import signal
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from ..policy.model import Policy
+from ..rollout.memory import TrainingStopped
+from .checkpoint import Checkpoints, difference
+from .record import Record, clear_disk_errors, locked
+from .trackers import Trackers
+from .update import Update
+
+#: Settings that a run may go on with changed: they touch neither what is drawn nor what is asked for.
+MAY_CHANGE = ("steps", "learning_rate", "max_grad_norm", "tokens_per_pass", "gradient_checkpointing")
+
+
+class Run:
+    """One run in one folder, entered for the time of its steps.
+
+    Args:
+        folder: where all lies; None: nothing is kept.
+        every: steps from one checkpoint to the next, at least 1; None: no checkpoints, and no policy at the end.
+        resume: go on with the run in ``folder``, if there is one.
+        trackers: names that accelerate knows: where metrics are sent as well.
+
+    Raises:
+        ValueError: ``every`` below 1; a run in ``folder`` without ``resume``; ``resume`` without a folder; a folder
+            that is a file; a tracker that is not installed.
+
+    >>> with Run(folder=None) as run:
+    ...     for step in run.remaining(2):
+    ...         with run.sampling():  # Ctrl-C acts at once; elsewhere it waits until the step is whole
+    ...             pass
+    ...         _ = run.log({"step": step, "reward/outcome": 0.5, "rollout/turns": 2.0})
+    >>> len(run.history)
+    2
+    """
+
+    def __init__(
+        self,
+        folder: str | Path | None = None,
+        every: int | None = 10,
+        resume: bool = False,
+        trackers: Sequence[str] = (),
+    ) -> None:
+        if every is not None and every < 1:
+            raise ValueError(f"checkpoint_every={every}: must be at least 1, or None for no checkpoints")
+        if resume and folder is None:
+            raise ValueError("--resume (resume=True): needs the output folder of the run that is to go on")
+        self.folder, self.every, self.resume = None if folder is None else Path(folder), every, resume
+        self.name = "run"
+        self.history: list[dict[str, Any]] = []  #: metrics of each step that is done
+        self.finished = False  #: the run has its footer
+        self.saved: Path | None = None  #: the last checkpoint
+        self._learner: tuple[Policy, torch.optim.Optimizer, Update] | None = None
+        self._steps = 0
+        self._settled = True  # the weights are those after the last step in `history`
+        self._signals = _Signals()
+        self._held = contextlib.ExitStack()
+        self.trackers = Trackers(trackers, self.folder)
+        if self.folder is None:
+            return
+        self.record = Record(self.folder)
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"output={str(folder)!r}: is a file; name a folder")
+        if (self.folder / "imitation.json").exists():
+            raise ValueError(f"output={str(folder)!r}: holds a cold start; choose another folder")
+        if not resume and (self.record.path.exists() or (self.folder / "checkpoints").exists()):
+            raise ValueError(
+                f"output={str(folder)!r}: holds a run already (metrics.jsonl, checkpoints); go on with it by "
+                "--resume (resume=True), or choose another folder"
+            )
+
+    def __enter__(self) -> Run:
+        """Lock the folder.
+
+        Raises:
+            ValueError: another process is at work there.
+        """
+        if self.folder is not None:
+            self._held.enter_context(locked(self.folder))
+        return self
+
+    def begin(
+        self, header: dict, identity: dict, policy: Policy, optimizer: torch.optim.Optimizer, update: Update
+    ) -> None:
+        """Write the header, or put everything back as it was after the last checkpoint.
+
+        Args:
+            header: of the run as it is started now.
+            identity: what makes a run this one and no other; plain data, taken before the first step.
+            policy, optimizer, update: as at the beginning of the run; changed in place.
+
+        Raises:
+            ValueError: the folder holds another run.
+        """
+        self._held.enter_context(self.trackers).start(header["config"])
+        if self.folder is None:
+            return
+        self._learner = (policy, optimizer, update)
+        header, identity = json.loads(json.dumps([{"kind": "header", **header, "identity": identity}, identity]))
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", identity)
+        lines, damaged = self.record.read()
+        first = lines[0] if lines else header
+        if other := difference(identity, first.get("identity")):
+            raise ValueError(
+                f"{self.record.path}: holds another run than the one to go on with: {other}; use the settings it was "
+                "begun with, or another output folder"
+            )
+        done, wanted = 0, header["config"]["steps"]
+        self.saved = self.checkpoints.newest()
+        if self.saved is not None:
+            done = int(self.saved.name.removeprefix("step-"))
+            if done > wanted:
+                raise ValueError(f"steps={wanted}: the run in {self.folder} has {done} already; use at least as many")
+            state = self.checkpoints.load(self.saved, policy, optimizer)
+            self.history = state["history"]
+            update.tokens_per_pass = min(update.tokens_per_pass, state["tokens_per_pass"])
+            for group in optimizer.param_groups:
+                group["lr"] = header["config"]["learning_rate"]
+        if damaged:
+            warnings.warn(
+                f"{self.record.path}: line {', '.join(map(str, damaged))} is damaged; steps come from the checkpoint",
+                stacklevel=3,
+            )
+        self.finished = done == wanted and bool(lines) and lines[-1].get("kind") == "footer"
+        if not self.finished:
+            steps = [{"kind": "step", **metrics} for metrics in self.history]
+            self.record.rewrite([self._resumed(first, header, done) if lines or done else header, *steps])
+
+    def remaining(self, steps: int) -> Iterator[int]:
+        """The steps that are left, with a bar; between two of them, checkpoints are written and signals heard."""
+        self._steps, done = steps, len(self.history)
+        self._signals.catch()
+        for step in (bar := tqdm(range(done, steps), desc=self.name, unit="step", initial=done, total=steps)):
+            yield step
+            last = self.history[-1]
+            bar.set_postfix(accuracy=f"{last['reward/outcome']:.2f}", turns=f"{last['rollout/turns']:.1f}")
+            if self.every is not None and (len(self.history) % self.every == 0 or len(self.history) == steps):
+                self._save()
+            self._signals.check()
+        self._signals.release()
+
+    @contextlib.contextmanager
+    def sampling(self) -> Iterator[None]:
+        """The part of a step that changes nothing yet: a signal ends it at once. After it, the step must be logged."""
+        with self._signals.at_once():
+            yield
+        self._settled = False
+
+    def log(self, metrics: dict[str, Any]) -> dict[str, Any]:
+        """Keep a step's metrics, which closes the step; returns them."""
+        if self.folder is not None:
+            self.record.append("step", metrics)
+        self.history.append(metrics)
+        self._settled = True
+        self.trackers.log(metrics, metrics["step"])
+        return metrics
+
+    def close(self, policy: Policy, footer: dict) -> None:
+        """After the last step: the policy, then the footer, unless the run has one."""
+        if self.folder is None:
+            return
+        if self.every is not None:
+            new, place = self.folder / "policy.writing", self.folder / "policy"
+            with clear_disk_errors(place):
+                shutil.rmtree(new, ignore_errors=True)
+                policy.save(new)
+                shutil.rmtree(place, ignore_errors=True)
+                new.replace(place)  # all of it or nothing
+        if not self.finished:
+            self.record.append("footer", footer)
+            self.finished = True
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Save what is whole, and say where to go on from."""
+        self._signals.release()
+        with self._held:
+            if isinstance(error, KeyboardInterrupt | ValueError) and self._settled:
+                self._save()
+            if self._learner is None and self.folder is not None:
+                return  # it had not begun
+            if isinstance(error, KeyboardInterrupt) and self._steps:
+                done = f"stopped after {len(self.history)} of {self._steps} steps"
+                raise KeyboardInterrupt(f"{done}; {self._where()}") from None
+            if isinstance(error, TrainingStopped):
+                raise TrainingStopped(f"{error}; {self._where()}") from error
+            if isinstance(error, ValueError) and self.history:
+                raise ValueError(f"{error}; {self._where()}") from error
+
+    def _save(self) -> None:
+        """A checkpoint after the steps that are done, if that is more than none and there is none of them yet."""
+        done = len(self.history)
+        if self._learner is None or self.every is None or not done:
+            return
+        policy, optimizer, update = self._learner
+        # Weights whose last update was skipped may be broken: they do not take the place of good ones.
+        if update.skipped or (self.saved is not None and self.saved.name == f"step-{done:06d}"):
+            return
+        state = {"tokens_per_pass": update.tokens_per_pass, "history": self.history}
+        self.saved = self.checkpoints.save(done, policy, optimizer, state)
+
+    def _where(self) -> str:
+        if self.folder is None:
+            return "nothing was saved: the run has no output folder"
+        if self.saved is None:
+            return "there is no checkpoint yet; --resume begins again"
+        return f"the last checkpoint is {self.saved}; go on from it with --resume"
+
+    def _resumed(self, old: dict, new: dict, done: int) -> dict:
+        """The first header, with a note of where and how the run went on; and the settings that hold now."""
+        was, now = old["config"], new["config"]
+        changed = {name: [was.get(name), now[name]] for name in MAY_CHANGE if was.get(name) != now[name]}
+        if changed:
+            text = ", ".join(f"{name} {a} -> {b}" for name, (a, b) in changed.items())
+            warnings.warn(f"{self.folder} goes on with other settings than before: {text}", stacklevel=4)
+        note = {key: new[key] for key in ("command", "commit", "versions", "device", "threads") if key in new}
+        note |= {"step": done, "changed": changed}
+        return {**old, "config": now, "resumed": [*old.get("resumed", []), note]}
+
+
+class _Signals:
+    """Ctrl-C and SIGTERM, held back until a step is whole; a second one does not wait.
+
+    In another thread than the main one, where Python takes no signals, it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.count, self.waiting = 0, True
+        self.handlers: dict[int, Any] = {}
+
+    def catch(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self.handlers = {number: signal.signal(number, self._take) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def release(self) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        self.handlers = {}
+
+    def _take(self, number: int, frame: object) -> None:
+        self.count += 1
+        if not self.waiting or self.count > 1:
+            raise KeyboardInterrupt
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        self.check()
+        self.waiting = False
+        try:
+            yield
+        finally:
+            self.waiting = True
+
+    def check(self) -> None:
+        if self.count:
+            raise KeyboardInterrupt

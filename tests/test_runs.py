@@ -1,0 +1,91 @@
+"""Recorded runs come back from their compact file as they were, and old headers speak of credit."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from gtpo_mini.credit.credit import ARMS
+from gtpo_mini.train.config import TrainConfig
+from gtpo_mini.train.runs import RecordedRun, load_runs, read_run, save_runs
+
+
+def make_run(arm: str, seed: int, outcomes: list[float]) -> RecordedRun:
+    ids = [f"p{i}" for i in range(len(outcomes))]
+    steps = [
+        {"kind": "step", "step": i, "loss/kl": 0.0, "grad/norm": 0.1 + 0.2 * i, "time/step": 1 / 3} for i in range(3)
+    ]
+    steps[1]["only/here"] = 1e-300
+    evaluation = {"accuracy": sum(outcomes) / len(outcomes), "per_problem": dict(zip(ids, outcomes, strict=True))}
+    header = {"kind": "header", "arm": arm, "seed": seed, "config": {"credit": {"gamma": 0.9}}}
+    return RecordedRun(header, tuple(steps), {"kind": "footer", "steps": 3, "sampled": evaluation})
+
+
+@pytest.fixture
+def runs() -> list[RecordedRun]:
+    return [
+        make_run("gtpo", 0, [0.0, 0.0, 1.0] * 30),
+        make_run("gtpo", 1, [1.0, 0.0]),
+        make_run("grpo", 0, [0.25, 1.0]),
+    ]
+
+
+def test_a_compact_file_holds_every_bit_but_those_of_clocks(runs, tmp_path):
+    path = tmp_path / "deep" / "runs.jsonl.gz"
+    path.parent.mkdir()
+    save_runs(runs, path)
+    for found in (load_runs(path), load_runs(tmp_path)):
+        assert [(run.arm, run.seed) for run in found] == [("grpo", 0), ("gtpo", 0), ("gtpo", 1)]
+        for run, was in zip(found, [runs[2], *runs[:2]], strict=True):
+            assert all(step.pop("time/step") == 0.3333 for step in run.steps)
+            assert run.steps == tuple({k: v for k, v in step.items() if k != "time/step"} for step in was.steps)
+            assert json.dumps([run.header, run.footer]) == json.dumps([was.header, was.footer])
+    before = path.read_bytes()
+    save_runs(runs, path)
+    assert path.read_bytes() == before
+    with pytest.raises(ValueError, match=r"must end in .jsonl.gz"):
+        save_runs(runs, tmp_path / "runs.json")
+
+
+def test_a_folder_may_hold_both_layouts_and_other_files(runs, tmp_path):
+    save_runs(runs[:2], tmp_path / "runs.jsonl.gz")
+    live = tmp_path / "grpo-seed0" / "metrics.jsonl"
+    live.parent.mkdir()
+    lines = [json.dumps(line) + "\n" for line in (runs[2].header, *runs[2].steps, runs[2].footer)]
+    live.write_text("".join(lines))
+    for name, text in (("traces.jsonl", '{"question": "?"}\n{"question": "?"}\n'), ("list.jsonl", "[1]\n[2]\n")):
+        (tmp_path / name).write_text(text)
+    assert len(load_runs(tmp_path)) == 3 and load_runs(live) == [runs[2]]
+    live.write_text("".join(lines)[:-20])  # as a kill leaves it
+    assert read_run(live) is None and len(load_runs(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("cut", [0, 100, -9])
+def test_a_damaged_file_is_named(runs, tmp_path, cut):
+    path = tmp_path / "runs.jsonl.gz"
+    save_runs(runs, path)
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(ValueError, match=r"runs.jsonl.gz'?: no whole file of recorded runs"):
+        load_runs(tmp_path)
+    path.write_bytes(gzip.compress(b"[1]\n{}\n"))
+    with pytest.raises(ValueError, match="no whole file"):
+        load_runs(tmp_path)
+    path.unlink()
+    with pytest.raises(ValueError, match="no finished run"):
+        load_runs(tmp_path)
+
+
+def test_the_recorded_headers_speak_of_credit_and_their_files_stay_as_written():
+    folder = Path(__file__).parents[1] / "data" / "runs"
+    runs = load_runs(folder)
+    assert len(runs) == 424
+    for run in runs:
+        assert run.header["config"]["credit"] == asdict(ARMS[run.arm]) and "method" not in run.header["config"]
+        assert TrainConfig.from_record(run.header["config"]).credit == ARMS[run.arm]
+    with gzip.open(folder / "ablation" / "runs.jsonl.gz", "rt") as file:
+        assert '"method": "g' in file.readlines()[1]
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 3_000_000
