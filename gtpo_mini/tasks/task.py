@@ -189,9 +189,7 @@ def _own(name: str) -> Task | Callable[..., Task]:
     try:
         found = pkgutil.resolve_name(name)
     except Exception as error:  # importing a module raises whatever it happens to raise
-        raise ValueError(
-            f"task {name!r}: cannot be imported ({type(error).__name__}: {_line(error)}); known: {', '.join(list_tasks())}"
-        ) from error
+        raise ValueError(f"task {name!r}: cannot be imported ({type(error).__name__}: {_line(error)})") from error
     if not isinstance(found, Task) and not callable(found):
         raise ValueError(f"task {name!r}: is a {type(found).__name__}, not a Task or a callable that returns one")
     return found
