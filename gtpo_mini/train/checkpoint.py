@@ -36,13 +36,7 @@ _WRITING = ".writing"  # ends the name of a folder that is not whole yet, or no 
 
 
 def identify(policy: Policy, task: Task, protocol: ToolProtocol, config: dict) -> dict:
-    """What makes a run this one and no other, as plain data: text, problems, weights and code by their hashes.
-
-    Args:
-        policy: as it begins.
-        task, protocol: their texts and their code count.
-        config: settings that may not change.
-    """
+    """What makes a run this one and no other: hashes of weights, problems, texts and code; settings that must stay."""
     first = task.problems[0]
     example = ExecutionResult(ok=False, stdout="1\n", error="ValueError: 2")
     facts = [protocol.messages(first), getattr(protocol, "tools", None), protocol.tool_text(example)]
@@ -113,23 +107,13 @@ def difference(now: dict, then: object) -> str | None:
 
 
 class Checkpoints:
-    """The checkpoints of one run.
-
-    Args:
-        folder: where they lie; made with the first.
-        identity: plain data that says which run this is; a checkpoint with another one is foreign.
-    """
+    """The checkpoints of one run in ``folder``; ``identity`` says which run, one with another identity is foreign."""
 
     def __init__(self, folder: Path, identity: dict) -> None:
         self.folder, self.identity = folder, json.loads(json.dumps(identity))
 
     def save(self, step: int, policy: Policy, optimizer: torch.optim.Optimizer, state: dict) -> Path:
-        """Write a checkpoint beside the others, move it to its place, and drop those that are too many.
-
-        Args:
-            step: steps finished.
-            policy, optimizer: as they are after them.
-            state: more plain data to keep.
+        """Write a checkpoint after ``step`` steps, move it to its place, and drop those that are too many.
 
         Raises:
             RuntimeError: the disk is full, or refuses; the checkpoints before are as they were.
@@ -170,12 +154,7 @@ class Checkpoints:
         return None
 
     def load(self, place: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> dict:
-        """Put everything back as `save` found it; returns ``state``.
-
-        Args:
-            place: what `newest` returned.
-            policy, optimizer: made as they were when the run began.
-        """
+        """Put everything back as `save` found it; returns its ``state``."""
         weights = load_file(place / FILES[0])
         with torch.no_grad():
             for name, weight in _trained(policy).items():

@@ -80,14 +80,7 @@ def describe_step(
     update: Mapping[str, float],
     clock: Sequence[float],
 ) -> dict[str, Any]:
-    """All metrics of a step.
-
-    Args:
-        step: its number, from 0.
-        rollouts, correct, rewards, advantages, group_size: as credit assignment takes and gives them.
-        update: what the update measured.
-        clock: seconds at the beginning, after the rollouts, after credit assignment and after the update.
-    """
+    """All metrics of a step; ``clock`` reads its beginning, then after rollouts, credit assignment and update."""
     silent: dict[int, bool] = {}  # a group: has none of its rollouts an advantage
     for group, advantages_N in zip(group_numbers(rollouts, group_size), advantages, strict=True):
         silent[group] = silent.get(group, True) and not any(advantages_N)
@@ -139,11 +132,7 @@ def _command() -> str:
 
 
 def open_trackers(wanted: Sequence[str | GeneralTracker], folder: Path | None) -> list[GeneralTracker]:
-    """TensorBoard, Weights & Biases and others, through accelerate.
-
-    Args:
-        wanted: names that accelerate knows ("tensorboard", "wandb", ...), or `GeneralTracker` objects.
-        folder: the run's, for trackers that write files.
+    """TensorBoard, Weights & Biases and others by the names that accelerate knows, or `GeneralTracker` objects.
 
     Raises:
         ValueError: an unknown name, a tracker whose package is not installed, or one that needs a folder and has none.

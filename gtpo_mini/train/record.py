@@ -188,13 +188,9 @@ def load_runs(path: str | Path) -> list[RecordedRun]:
 
 
 def save_runs(runs: Sequence[RecordedRun], path: str | Path) -> None:
-    """Write runs into one compact file; the same runs give the same bytes.
+    """Write finished runs into one compact file, "....jsonl.gz"; the same runs give the same bytes.
 
     Everything comes back from `load_runs` as it was, but times and memory, which keep four digits.
-
-    Args:
-        runs: finished runs.
-        path: file, its name ending in ".jsonl.gz"; it is replaced.
 
     Raises:
         ValueError: another ending, or no runs.

@@ -85,11 +85,7 @@ class Run:
             )
 
     def __enter__(self) -> Run:
-        """Lock the folder.
-
-        Raises:
-            ValueError: another process is at work there.
-        """
+        """Lock the folder, or raise a ValueError if another process is at work there."""
         if self.folder is not None:
             self._held.enter_context(locked(self.folder))
         return self
@@ -97,12 +93,7 @@ class Run:
     def begin(
         self, header: dict, identity: dict, policy: Policy, optimizer: torch.optim.Optimizer, update: Update
     ) -> None:
-        """Write the header, or put everything back as it was after the last checkpoint.
-
-        Args:
-            header: of the run as it is started now.
-            identity: what makes a run this one and no other; plain data, taken before the first step.
-            policy, optimizer, update: as at the beginning of the run; changed in place.
+        """Write the header, or put policy, optimizer and update back as they were after the last checkpoint.
 
         Raises:
             ValueError: the folder holds another run.
