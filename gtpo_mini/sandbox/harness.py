@@ -105,7 +105,7 @@ def _join_threads() -> None:
 
 
 def error_text(problem: BaseException, roots: list[str]) -> str:
-    """The end of the traceback, at most 4,000 characters: the snippet's own lines, no host paths, the exception last."""
+    """The traceback's end, at most 4,000 characters: the snippet's own lines, no host paths, the exception last."""
     try:
         summary = traceback.TracebackException.from_exception(problem, limit=-30)
         _clean(summary, roots)
