@@ -81,6 +81,27 @@ def test_a_template_without_a_place_for_results_is_refused(random_policy, templa
     assert isinstance(caught.value, ValueError) and "use protocol 'fenced'" in str(caught.value)
 
 
+@pytest.mark.parametrize("protocol", [FencedProtocol(), HermesProtocol()])
+def test_a_template_that_refuses_a_system_role_gets_the_instructions_from_the_user(protocol, random_policy):
+    refuse = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    plain = Chat(random_policy, protocol)
+    both = plain.policy.tokenizer.decode(plain.encode_prompt(PROBLEM))
+    random_policy.tokenizer.chat_template = refuse + random_policy.tokenizer.chat_template
+    text = random_policy.tokenizer.decode(Chat(random_policy, protocol).encode_prompt(PROBLEM))
+    assert text.startswith(f"<|im_start|>user\n{protocol.instructions}") and "system" not in text
+    # All that the two messages said, the user says now.
+    assert text == both.replace("<|im_start|>system", "<|im_start|>user").replace(
+        "<|im_end|>\n<|im_start|>user\n", "\n\n", 1
+    )
+
+
+def test_a_template_that_refuses_everything_gets_one_line(random_policy):
+    random_policy.tokenizer.chat_template = "{{ raise_exception('never\\nat all') }}"
+    with pytest.raises(ValueError, match=r"the roles user, assistant, user .never") as caught:
+        Chat(random_policy, FencedProtocol()).encode_prompt(PROBLEM)
+    assert len(str(caught.value).splitlines()) == 1
+
+
 @dataclass
 class Scripted(HermesProtocol):
     """Hermes's protocol for a model that writes noise: what a turn says is read from a script."""

@@ -1,14 +1,20 @@
 from __future__ import annotations
 
 import json
+import math
+import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from small_models import save_model
+from transformers import AutoTokenizer
 
 from gtpo_mini.policy import attention
 from gtpo_mini.policy.load import load_policy
@@ -123,6 +129,89 @@ def test_folders_and_names_that_hold_no_model_are_named(tmp_path):
     (tmp_path / "config.json").write_text("{broken")
     with pytest.raises(ValueError, match="cannot be loaded"):
         load_policy(tmp_path, device="cpu")
+
+
+def add_a_token(folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<new>"]})
+    tokenizer.save_pretrained(folder)
+
+
+def with_a_bad_weight(folder: Path, key: str, value: float) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights[key].view(-1)[3] = value
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize("quantize", [None, "nf4"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("key", ["model.norm.weight", "model.layers.1.mlp.up_proj.weight"])
+def test_weights_that_are_no_finite_numbers_are_named(key, value, quantize, tmp_path):
+    with_a_bad_weight(save_model(tmp_path), key, value)
+    with pytest.raises(ValueError, match=rf"NaN or infinity in the weight '{re.escape(key)}'"):
+        load_policy(tmp_path, quantize, device="cpu")
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_refused_at_load(tmp_path):
+    rows = len(AutoTokenizer.from_pretrained(save_model(tmp_path, "llama")))
+    load_policy(tmp_path, device="cpu")
+    add_a_token(tmp_path)
+    with pytest.raises(ValueError, match=rf"{rows + 1} tokens.* only {rows}; .*resize_token_embeddings") as caught:
+        load_policy(tmp_path, device="cpu")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "lost", [["tokenizer.json"], ["tokenizer_config.json"], ["tokenizer.json", "tokenizer_config.json"]]
+)
+def test_missing_tokenizer_files_are_named(lost, tmp_path):
+    save_model(tmp_path)
+    for file in lost:
+        (tmp_path / file).unlink()
+    with pytest.raises(ValueError, match=rf"cannot be loaded \(no {' and no '.join(lost)}\); save the tokenizer"):
+        load_policy(tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize("record", ["metrics.jsonl", "imitation.json"])
+def test_a_run_s_folder_means_its_policy(record, tmp_path, tiny_policy):
+    (tmp_path / record).write_text("{}\n")
+    with pytest.raises(ValueError, match="has saved no policy yet"):
+        load_policy(tmp_path, device="cpu")
+    tiny_policy.save(tmp_path / "policy")
+    ids = torch.arange(8)[None]
+    assert torch.equal(load_policy(tmp_path, device="cpu").model(ids).logits, tiny_policy.model(ids).logits)
+
+
+def test_a_trained_adapter_comes_with_its_base_and_is_not_trained_further(model_folder, tmp_path):
+    trained, ids = load_policy(model_folder, lora_rank=4, device="cpu"), torch.arange(8)[None]
+    for parameter in trained.trainable_parameters():
+        parameter.data += 0.1
+    trained.save(tmp_path / "policy")
+    (tmp_path / "metrics.jsonl").touch()
+    for options in ({"name": tmp_path / "policy"}, {"name": tmp_path}, {"adapter": tmp_path / "policy"}):
+        policy = load_policy(**options, device="cpu")
+        assert torch.allclose(policy.model(ids).logits, trained.model(ids).logits, atol=1e-5)
+        with pytest.raises(ValueError, match=r"a new one cannot go on top.*gtpo-mini merge"):
+            policy.make_optimizer(1e-3)
+    assert load_policy(model_folder, "nf4", device="cpu", adapter=tmp_path).is_lora
+    for options in ({"lora_rank": 4}, {"adapter": tmp_path}):
+        with pytest.raises(ValueError, match=r"a new one cannot go on top.*gtpo-mini merge") as caught:
+            load_policy(tmp_path / "policy", device="cpu", **options)
+        assert str(tmp_path) in str(caught.value)
+    with pytest.raises(ValueError, match=r"no adapter_config.json there that names a base model"):
+        load_policy(adapter=model_folder, device="cpu")
+    with pytest.raises(ValueError, match="does not fit the model 'tiny'"):
+        load_policy("tiny", adapter=tmp_path, device="cpu")
+
+
+def test_a_misspelt_name_without_a_hub_fails_within_seconds():
+    """With the hub's own retries it took 47 s. On a machine with a hub the answer is that there is no such model."""
+    script = "from gtpo_mini.policy.load import load_policy; load_policy('no-such-org/no-such-model', device='cpu')"
+    environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
+    environment |= {"HF_ENDPOINT": "http://localhost:9", "OMP_NUM_THREADS": "1"}  # where nobody answers
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=40, env=environment)
+    assert "model 'no-such-org/no-such-model': no such folder here, and the hub does not offer it" in done.stderr
+    assert "Retrying" not in done.stderr
 
 
 def test_bad_options_are_named(model_folder):

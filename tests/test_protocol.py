@@ -90,3 +90,46 @@ def test_tool_text_keeps_both_ends_of_long_output_and_the_error():
 def test_unknown_protocol():
     with pytest.raises(ValueError, match=r"unknown protocol 'x'.*fenced"):
         load_protocol("x")
+
+
+OWN = """
+from gtpo_mini.rollout.protocol import FencedProtocol
+class Mine(FencedProtocol):
+    name = "mine"
+mine = Mine()
+def make():
+    return mine
+class Half:
+    name, stop_character = "half", "x"
+"""
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    (tmp_path / "own_protocols.py").write_text(OWN)
+    (tmp_path / "broken_protocols.py").write_text("1 / 0")
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["Mine", "mine", "make"])
+def test_an_own_protocol_comes_by_module_and_name(name, own_module):
+    protocol = load_protocol(f"own_protocols:{name}")
+    assert protocol.name == "mine" and protocol.read("```python\n1\n```").code == "1"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no_such_module:x", "cannot be imported .ModuleNotFoundError"),
+        ("own_protocols:nope", "cannot be imported .AttributeError"),
+        ("broken_protocols:x", "cannot be imported .ZeroDivisionError"),
+        ("own_protocols:Half", "is a Half without messages, is_complete, read, tool_text"),
+        ("own_protocols:OWN", "cannot be imported"),
+        ("math:pi", "is a float without name"),
+        ("own_protocols:", "unknown protocol"),
+    ],
+)
+def test_what_is_no_protocol_is_named_in_one_line(name, message, own_module):
+    with pytest.raises(ValueError, match=message) as caught:
+        load_protocol(name)
+    assert name in str(caught.value) and len(str(caught.value).splitlines()) == 1

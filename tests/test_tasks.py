@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
 import time
 
+import numpy as np
 import pytest
 
 from gtpo_mini.tasks.branching import TraceNoise, draw_problems, write_trace
@@ -170,6 +172,118 @@ def test_reasoning_gym_gives_gradable_problems():
     task = load_task("reasoning_gym:gsm_symbolic", size=5)
     assert all(task.grade(problem, problem.answer) for problem in task.problems)
     assert not task.grade(task.problems[0], str(float(task.problems[0].answer) + 1))
+
+
+@pytest.mark.parametrize("name", ["coin_flip", "self_reference"])  # both draw many questions twice
+def test_a_generator_s_train_problems_are_not_among_its_test_problems(name):
+    train, test = (load_task(f"reasoning_gym:{name}", split, size=40).problems for split in ("train", "test"))
+    assert len(train) == len(test) == 40
+    assert not {problem.question for problem in train} & {problem.question for problem in test}
+
+
+def graded(grade, **options):
+    return Task("mine", (Problem("p7", "q", "yes"),), lambda problem, answer: grade, **options)
+
+
+@pytest.mark.parametrize(("grade", "right"), [(True, True), (False, False), (np.True_, True), (np.bool_(0), False)])
+def test_a_grade_is_a_bool(grade, right):
+    task = graded(grade)
+    assert task.grade(task.problems[0], "x") is right
+
+
+@pytest.mark.parametrize("grade", [0.3, 1, 0, "wrong", None, [], np.float32(1), math.nan])
+def test_another_grade_is_named(grade):
+    task = graded(grade)
+    with pytest.raises(ValueError, match=r"task 'mine', problem 'p7'.*not a bool.*partial_credit=True") as caught:
+        task.grade(task.problems[0], "x")
+    assert repr(grade) in str(caught.value)
+    assert task.grade(task.problems[0], None) is False
+
+
+@pytest.mark.parametrize("grade", [0.3, 0, 1, 1.0, True, np.float32(0.5), np.int64(1)])
+def test_partial_credit_is_a_number(grade):
+    task = graded(grade, partial_credit=True)
+    found = task.grade(task.problems[0], "x")
+    assert type(found) is float and found == grade
+    nothing = task.grade(task.problems[0], None)
+    assert type(nothing) is float and nothing == 0
+
+
+@pytest.mark.parametrize("grade", [1.1, -0.1, math.nan, math.inf, "1", None])
+def test_partial_credit_outside_of_0_to_1_is_named(grade):
+    task = graded(grade, partial_credit=True)
+    with pytest.raises(ValueError, match=r"task 'mine', problem 'p7'.*not a number in \[0, 1\]") as caught:
+        task.grade(task.problems[0], "x")
+    assert repr(grade) in str(caught.value)
+
+
+def test_a_check_wants_full_marks():
+    problems = (Problem("1", "q", "4"),)
+    half = Task("half", problems, lambda problem, answer: 0.5, partial_credit=True)
+    assert check_task(half).gold_fails == ("1",) and not check_task(half).wrong_passes
+
+
+def test_a_grader_that_raises_names_the_task_and_the_problem():
+    def grader(problem, answer):
+        return {}[answer]
+
+    task = Task("mine", (Problem("p7", "q", "yes"),), grader)
+    with pytest.raises(ValueError, match="task 'mine', problem 'p7': the grader raised KeyError: 'x'") as caught:
+        task.grade(task.problems[0], "x")
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+OWN = """
+from gtpo_mini.tasks.task import Task
+from gtpo_mini.types import Problem
+PROBLEMS = tuple(Problem(str(i), f"{i} + {i}?", str(2 * i)) for i in range(9))
+TASK = Task("fixed", PROBLEMS)
+def plain():
+    return TASK
+def sized(split, size=9):
+    return Task("sized", PROBLEMS[:size], split=split)
+def any_option(**options):
+    return Task(repr(options), PROBLEMS)
+def nothing(split):
+    return None
+class Doubles(Task):
+    def __init__(self, split="train"):
+        super().__init__("doubles", PROBLEMS, split=split)
+"""
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    (tmp_path / "own_tasks.py").write_text(OWN)
+    (tmp_path / "broken_tasks.py").write_text("def f(:")
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def test_an_own_task_comes_by_module_and_name(own_module):
+    assert load_task("own_tasks:TASK", "test").name == load_task("own_tasks:plain").name == "fixed"
+    task = load_task("own_tasks:sized", "test", size=2)
+    assert (task.name, task.split, len(task.problems)) == ("sized", "test", 2)
+    assert load_task("own_tasks:any_option", colour=1).name == "{'colour': 1, 'split': 'train'}"
+    assert load_task("own_tasks:Doubles", "test").split == "test"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("no_such_module:x", {}, "cannot be imported .ModuleNotFoundError"),
+        ("own_tasks:nope", {}, "cannot be imported .AttributeError"),
+        ("broken_tasks:f", {}, "cannot be imported .SyntaxError"),
+        ("own_tasks:PROBLEMS", {}, "is a tuple, not a Task or a callable"),
+        ("own_tasks:nothing", {}, "returned a NoneType and not a Task"),
+        ("own_tasks:plain", {"size": 3}, "no option 'size'"),
+        ("own_tasks:TASK", {"size": 3}, "no option 'size'"),
+        ("own_tasks:", {}, "unknown task"),
+    ],
+)
+def test_what_is_no_task_is_named_in_one_line(name, options, message, own_module):
+    with pytest.raises(ValueError, match=message) as caught:
+        load_task(name, **options)
+    assert name in str(caught.value) and len(str(caught.value).splitlines()) == 1
 
 
 def test_an_own_task_needs_a_list_and_perhaps_a_grader():

@@ -18,7 +18,7 @@ from statistics import stdev
 from scipy.stats import binomtest, ttest_1samp
 
 from ..train.metrics import mean
-from ..train.runs import RecordedRun, load_runs, read_run
+from ..train.record import RecordedRun, load_runs, read_run
 from .stats import Interval, holm, minimum_detectable_effect, paired_bootstrap, t_interval
 
 

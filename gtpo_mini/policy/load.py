@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from . import attention
-from .model import CANNOT_GO_ON_TOP, Policy, quiet
+from .model import CANNOT_GO_ON_TOP, Policy, first_line, quiet
 
 TINY_FOLDER = Path(__file__).resolve().parents[2] / "data" / "tiny_policy"
 _VOCABULARIES = (
@@ -179,11 +179,6 @@ def read_model(name: str, **options) -> tuple[PreTrainedTokenizerBase, PreTraine
         raise ValueError(f"model {name!r}: {where} ({first_line(known or error)})") from error
 
 
-def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def _is_adapter(folder: Path) -> bool:
     return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
 
@@ -193,7 +188,7 @@ def _check_finite(model: nn.Module, name: str) -> None:
     for key, weight in model.named_parameters():
         seen = weight if weight.is_floating_point() else getattr(getattr(weight, "quant_state", None), "offset", None)
         if seen is not None and seen.numel() and not torch.stack(seen.aminmax()).isfinite().all():
-            key = key.removeprefix("base_model.model.")
+            key = key.removeprefix("base_model.model.").replace(".base_layer", "")
             raise ValueError(f"model {name!r}: NaN or infinity in the weight {key!r}; its files are damaged")
 
 

@@ -85,10 +85,20 @@ class Policy:
         return frozenset(ids)
 
     def encode_chat(self, messages: Sequence[dict[str, str]], tools: list[dict] | None = None) -> list[int]:
-        """Token ids of a chat, up to and including the header of the assistant's turn; the template shows ``tools``."""
-        return self.tokenizer.apply_chat_template(
-            list(messages), tools=tools, add_generation_prompt=True, tokenize=True, return_dict=False
-        )
+        """Token ids of a chat, up to and including the header of the assistant's turn; the template shows ``tools``.
+
+        Raises:
+            ValueError: the template refuses these messages.
+        """
+        try:
+            return self.tokenizer.apply_chat_template(
+                list(messages), tools=tools, add_generation_prompt=True, tokenize=True, return_dict=False
+            )
+        except Exception as error:  # a template raises whatever it likes
+            roles = ", ".join(message["role"] for message in messages)
+            raise ValueError(
+                f"model {self.name!r}: its chat template refuses messages of the roles {roles} ({first_line(error)})"
+            ) from error
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text; what looks like a special token stays text, so tool output cannot forge one."""
@@ -171,3 +181,8 @@ def quiet() -> Iterator[None]:
     finally:
         if shown:
             transformers_logging.enable_progress_bar()
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -27,9 +27,7 @@ _CALL, _RESULT = "GTPOCALLGTPO", "GTPORESULTGTPO"  # stand where the texts would
 class Chat:
     """Encodes prompts and tool results for one policy and protocol.
 
-    Args:
-        policy: whose tokenizer and chat template count.
-        protocol: if it has no ``tools``, its text is all there is: no frame is put around a result.
+    If the protocol has no ``tools``, its text is all there is: no frame is put around a result.
 
     Raises:
         ValueError: the protocol has tools, but the template takes no tool message.
@@ -41,10 +39,15 @@ class Chat:
         self.before: list[int] = []  #: ids of the frame of a tool's result
         self.after: list[int] = []
         self.describes_tools = False  #: does the template do so
+        opening = [{"role": "user", "content": "?"}]
+        self.takes_system = True  #: where the template refuses that role, the user's message says it too
+        try:
+            self._render([{"role": "system", "content": "?"}, *opening])
+        except ValueError:
+            self.takes_system = False
         if not self.tools:
             return
         names = [tool["function"]["name"] for tool in self.tools]
-        opening = [{"role": "user", "content": "?"}]
         shown = self._render(opening, tools=list(self.tools))
         self.describes_tools = all(name in shown for name in names) and shown != self._render(opening)
         self.before, self.after = map(self._encode_frame, self._frame())
@@ -52,15 +55,16 @@ class Chat:
     def encode_prompt(self, problem: Problem) -> list[int]:
         """Token ids of the problem's chat, up to and including the header of the assistant's turn."""
         messages = [dict(message) for message in self.protocol.messages(problem)]
-        if not self.tools:
-            return self.policy.encode_chat(messages)
-        if self.describes_tools:
-            return self.policy.encode_chat(messages, list(self.tools))
-        text = _TOOLS_TEXT.format(schemas="\n".join(json.dumps(tool) for tool in self.tools))
-        if messages[0]["role"] != "system":
-            messages.insert(0, {"role": "system", "content": ""})
-        messages[0]["content"] = (messages[0]["content"] + text).strip()
-        return self.policy.encode_chat(messages)
+        tools = list(self.tools) if self.describes_tools else None
+        if self.tools and not tools:
+            text = _TOOLS_TEXT.format(schemas="\n".join(json.dumps(tool) for tool in self.tools))
+            if messages[0]["role"] != "system":
+                messages.insert(0, {"role": "system", "content": ""})
+            messages[0]["content"] = (messages[0]["content"] + text).strip()
+        if messages[0]["role"] == "system" and not self.takes_system:
+            system = messages.pop(0)["content"]
+            messages[0]["content"] = f"{system}\n\n{messages[0]['content']}"
+        return self.policy.encode_chat(messages, tools)
 
     def encode_result(self, result: ExecutionResult) -> list[int]:
         """Token ids that carry a tool's result back, up to and including the header of the next turn."""

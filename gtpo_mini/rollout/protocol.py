@@ -9,6 +9,7 @@ also names its ``tools``; `chat` then takes their description and the frame of a
 from __future__ import annotations
 
 import json
+import pkgutil
 import re
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -210,12 +211,31 @@ PROTOCOLS = {"fenced": FencedProtocol, "hermes": HermesProtocol}
 def load_protocol(name: str = "fenced") -> ToolProtocol:
     """A protocol by name: "fenced" (any model), or "hermes" (models trained to call tools: Qwen2.5, Qwen3, Hermes).
 
+    Args:
+        name: one of these, or ``MODULE:NAME``: an own protocol, or a class or function that returns one.
+
     Raises:
-        ValueError: unknown name.
+        ValueError: unknown name; what was found is no protocol.
 
     >>> load_protocol().name
     'fenced'
     """
-    if name not in PROTOCOLS:
-        raise ValueError(f"unknown protocol {name!r}; known: {', '.join(PROTOCOLS)}")
-    return PROTOCOLS[name]()
+    if name in PROTOCOLS:
+        return PROTOCOLS[name]()
+    if not all(name.partition(":")):
+        raise ValueError(f"unknown protocol {name!r}; known: {', '.join(PROTOCOLS)}, MODULE:NAME")
+    try:
+        found = pkgutil.resolve_name(name)
+    except Exception as error:  # importing a module raises whatever it happens to raise
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"protocol {name!r}: cannot be imported ({type(error).__name__}: {reason})") from error
+    if isinstance(found, type) or (callable(found) and _missing(found)):
+        found = found()
+    if missing := _missing(found):
+        raise ValueError(f"protocol {name!r}: is a {type(found).__name__} without {', '.join(missing)}")
+    return found
+
+
+def _missing(protocol: object) -> list[str]:
+    needed = ("name", "stop_character", "messages", "is_complete", "read", "tool_text")
+    return [member for member in needed if not hasattr(protocol, member)]

@@ -3,7 +3,7 @@
 Each step but the first may depend on what the tool printed for the step before ("if the count is even ... if
 it is odd ..."), so the calls cannot be written ahead. Answers are whole numbers up to many thousands, so they
 cannot be guessed. The same generator writes imperfect solutions for the cold start: at every turn a call may
-be broken (syntax error, forgotten print) or wrong (operator, number), and may or may not be mended.
+be broken (syntax error, forgotten print) or wrong (operator, number), and may or may not be put right.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _PHRASES = {
     "-": ("{k} are sold", "{k} get lost", "someone takes away {k}"),
     "*": ("the count becomes {k} times as large", "a machine makes it {k} times as many"),
 }
-_TESTS = {"even": ("even", "odd"), "large": ("over 500", "not over 500")}  # the words for yes and no
+_TESTS = {"even": ("even", "odd"), "large": ("over 500", "not over 500")}  # for yes and no
 _THINGS = ("apples", "bolts", "books", "cards", "coins", "lamps", "shells", "stamps", "tiles", "toys")
 _ASKS = {"count": "How many {thing} now?", "parity": "Is the number of {thing} now even or odd?"}
 _NAMES = ("Ana", "Ben", "Chen", "Dora", "Emil", "Fay", "Gus", "Hana", "Ivo", "Jun")
@@ -169,7 +169,7 @@ def write_trace(problem: Problem, rng: random.Random, noise: TraceNoise) -> Iter
                 break
         try:
             count = int(printed)
-        except ValueError:  # a broken call that was not mended: the writer guesses and goes on
+        except ValueError:  # a broken call that nothing followed: the writer guesses and goes on
             count = op.apply(count) + rng.choice((-10, -1, 1, 10))
     yield None
 

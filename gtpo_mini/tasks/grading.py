@@ -127,10 +127,10 @@ class _Judge:
 
     def _start(self) -> None:
         paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
-        words = [sys.executable, "-c", "from gtpo_mini.tasks.grading import _serve; _serve()"]
+        command = [sys.executable, "-c", "from gtpo_mini.tasks.grading import _serve; _serve()"]
         # A session of its own: Ctrl-C is for the trainer, and this process ends when its input does.
         self.process = subprocess.Popen(
-            words,
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -140,7 +140,7 @@ class _Judge:
         self.owner = os.getpid()
         if self.process.stdout.readline() != b"ready\n":
             self.process = None
-            raise RuntimeError(f"the grading process did not start: {' '.join(words)}; is math-verify installed?")
+            raise RuntimeError(f"the grading process did not start: {' '.join(command)}; is math-verify installed?")
 
 
 _JUDGE = _Judge()

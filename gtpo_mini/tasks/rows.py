@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from ..types import Problem
-from .grading import generator_accepts
 
 _DRAWS = 8  # draws a wanted problem, at most: small generators repeat themselves
 # Generators whose rows have no answer, because many are right, but hold one in their metadata.
@@ -141,7 +140,7 @@ def problems_from_rows(
 
     >>> problems_from_rows("f", [(1, {"question": "a?", "answer": 2}), (3, {"question": "b?"}), (4, [])])
     Traceback (most recent call last):
-    ValueError: f: 2 lines cannot be used: line 3 (no 'answer'), line 4 (no object); mend or remove them
+    ValueError: f: 2 lines cannot be used: line 3 (no 'answer'), line 4 (no object); fix or remove them
     """
     problems, faults, seen = [], list(faults), {}
     for number, row in rows:
@@ -160,7 +159,7 @@ def problems_from_rows(
     shown = [f"line {_some(numbers)} ({what})" for what, numbers in kinds.items()]
     rest = f" and {len(shown) - 12} more kinds of fault" if len(shown) > 12 else ""
     count = f"{len(faults)} lines" if len(faults) > 1 else "one line"
-    raise ValueError(f"{source}: {count} cannot be used: {', '.join(shown[:12])}{rest}; mend or remove them")
+    raise ValueError(f"{source}: {count} cannot be used: {', '.join(shown[:12])}{rest}; fix or remove them")
 
 
 def _problem(number: int, row: object, columns: Columns) -> Problem | str:
@@ -240,8 +239,3 @@ def _gold(generator: str, row: dict[str, Any]) -> str:
     if answer is None:
         answer = row["metadata"].get(_EXAMPLES.get(generator), "")
     return answer if isinstance(answer, str) else json.dumps(answer)
-
-
-def grade_generated(generator: str, problem: Problem, answer: str) -> bool:
-    """True if the generator's own grader gives full marks, or the answer is the gold number."""
-    return generator_accepts(generator, problem.metadata, answer)

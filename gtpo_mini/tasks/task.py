@@ -1,17 +1,24 @@
-"""Problems with a grader: the offline task, data sets of the hub, reasoning-gym's generators, your own JSON lines."""
+"""Problems with a grader: the offline task, data sets of the hub, reasoning-gym's generators, JSON lines, your own."""
 
 from __future__ import annotations
 
-import re
+import inspect
+import pkgutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from ..types import Problem
 from .branching import draw_problems
-from .grading import as_number, same_answer
-from .rows import SOURCES, generated_problems, grade_generated, load_json_lines, load_source
+from .grading import as_number, generator_accepts, same_answer
+from .rows import SOURCES, generated_problems, load_json_lines, load_source
+
+
+class GraderError(ValueError):
+    """A grader raised, or returned something else than a grade."""
 
 
 @dataclass(frozen=True)
@@ -25,16 +32,32 @@ class Task:
 
     name: str
     problems: Sequence[Problem]
-    grader: Callable[[Problem, str], bool] = lambda problem, answer: same_answer(problem.answer, answer)
+    grader: Callable[[Problem, str], bool | float] = lambda problem, answer: same_answer(problem.answer, answer)
+    _: KW_ONLY
     split: str = "train"
+    partial_credit: bool = False  #: the grader returns a number in [0, 1]
 
     def __post_init__(self) -> None:
         if not self.problems:
             raise ValueError(f"task {self.name!r} ({self.split}) holds no problem")
 
-    def grade(self, problem: Problem, answer: str | None) -> bool:
-        """True if ``answer`` is right; None (no answer was given) is wrong."""
-        return answer is not None and bool(self.grader(problem, answer))
+    def grade(self, problem: Problem, answer: str | None) -> bool | float:
+        """Whether ``answer`` is right, or with ``partial_credit`` how much of it, in [0, 1]; None (no answer) is wrong.
+
+        Raises:
+            GraderError: the grader raised, or returned neither a bool nor, with ``partial_credit``, such a number.
+        """
+        wanted = "a number in [0, 1]" if self.partial_credit else "a bool (for a number: Task(partial_credit=True))"
+        where = f"task {self.name!r}, problem {problem.id!r}: the grader"
+        try:
+            grade = self.grader(problem, answer) if answer is not None else False
+        except Exception as error:
+            raise GraderError(f"{where} raised {type(error).__name__}: {_line(error)}") from error
+        if not self.partial_credit and isinstance(grade, bool | np.bool_):
+            return bool(grade)
+        if self.partial_credit and isinstance(grade, int | float | np.number | np.bool_) and 0 <= grade <= 1:
+            return float(grade)
+        raise GraderError(f"{where} returned {grade!r}, which is not {wanted}")
 
 
 @dataclass(frozen=True)
@@ -68,9 +91,9 @@ def check_task(task: Task) -> TaskCheck:
         if not problem.answer:
             no_gold.append(problem.id)
             continue
-        if not task.grade(problem, problem.answer):
+        if task.grade(problem, problem.answer) < 1:
             gold_fails.append(problem.id)
-        wrong_passes += [(problem.id, wrong) for wrong in _mutated(problem.answer) if task.grade(problem, wrong)]
+        wrong_passes += [(problem.id, wrong) for wrong in _mutated(problem.answer) if task.grade(problem, wrong) == 1]
     return TaskCheck(len(task.problems), tuple(no_gold), tuple(gold_fails), tuple(wrong_passes))
 
 
@@ -96,8 +119,11 @@ def _json_lines(path: str, split: str, size: int | None = None) -> Task:
 
 
 def _reasoning_gym(generator: str, split: str, size: int = 512, seed: int = 0) -> Task:
+    def accepts(problem: Problem, answer: str) -> bool:
+        return generator_accepts(generator, problem.metadata, answer)
+
     problems = generated_problems(generator, split, size, seed)
-    return Task(f"reasoning_gym:{generator}", problems, partial(grade_generated, generator), split)
+    return Task(f"reasoning_gym:{generator}", problems, accepts, split=split)
 
 
 _TASKS: dict[str, Callable[..., Task]] = {
@@ -111,9 +137,9 @@ def list_tasks() -> list[str]:
     """The names that `load_task` knows.
 
     >>> list_tasks()
-    ['branching', 'gsm8k', 'svamp', 'math500', 'aime', 'jsonl:PATH', 'reasoning_gym:GENERATOR']
+    ['branching', 'gsm8k', 'svamp', 'math500', 'aime', 'jsonl:PATH', 'reasoning_gym:GENERATOR', 'MODULE:NAME']
     """
-    return [*_TASKS, "jsonl:PATH", "reasoning_gym:GENERATOR"]
+    return [*_TASKS, "jsonl:PATH", "reasoning_gym:GENERATOR", "MODULE:NAME"]
 
 
 def load_task(name: str, split: str = "train", **options) -> Task:
@@ -122,6 +148,8 @@ def load_task(name: str, split: str = "train", **options) -> Task:
     Args:
         name: one of `list_tasks`. ``jsonl:PATH`` reads one object a line with ``question`` and ``answer`` (and
             ``id``, if you like); it is the same for every split, so give held-out problems a file of their own.
+            ``MODULE:NAME`` is an own `Task`, the same for every split, or a callable that returns one; it gets
+            ``split``, if it has a parameter of that name, and ``options``.
         split: "train" or "test".
         options: ``size`` (all tasks: how many problems), ``seed`` (generated tasks), ``steps`` (branching, 3-8),
             ``ask`` (branching: "count" or "parity").
@@ -136,16 +164,36 @@ def load_task(name: str, split: str = "train", **options) -> Task:
     if split not in ("train", "test"):
         raise ValueError(f"split={split!r}: must be 'train' or 'test'")
     if name in _TASKS:
-        make, arguments = _TASKS[name], ()
+        make = _TASKS[name]
     elif family in _FAMILIES and rest:
-        make, arguments = _FAMILIES[family], (rest,)
+        make = partial(_FAMILIES[family], rest)
+    elif family and rest:
+        make = _own(name)
     else:
         raise ValueError(f"unknown task {name!r}; known: {', '.join(list_tasks())}")
     if (size := options.get("size")) is not None and size < 1:
         raise ValueError(f"size={size}: must be at least 1")
+    takes = {} if isinstance(make, Task) else inspect.signature(make).parameters
+    every = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
+    if unknown := [] if every else sorted(set(options) - set(takes)):
+        raise ValueError(f"task {name!r} has no option {unknown[0]!r}")
+    if every or "split" in takes:
+        options["split"] = split
+    task = make if isinstance(make, Task) else make(**options)
+    if not isinstance(task, Task):
+        raise ValueError(f"task {name!r}: returned a {type(task).__name__} and not a Task")
+    return task
+
+
+def _own(name: str) -> Task | Callable[..., Task]:
     try:
-        return make(*arguments, split=split, **options)
-    except TypeError as error:
-        if found := re.search(r"unexpected keyword argument '(\w+)'", str(error)):
-            raise ValueError(f"task {name!r} has no option {found.group(1)!r}") from error
-        raise
+        found = pkgutil.resolve_name(name)
+    except Exception as error:  # importing a module raises whatever it happens to raise
+        raise ValueError(f"task {name!r}: cannot be imported ({type(error).__name__}: {_line(error)})") from error
+    if not isinstance(found, Task) and not callable(found):
+        raise ValueError(f"task {name!r}: is a {type(found).__name__}, not a Task or a callable that returns one")
+    return found
+
+
+def _line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
