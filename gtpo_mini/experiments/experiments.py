@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import pkgutil
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..credit.checks import finite_number
-from ..credit.credit import ARMS, Credit
+from ..credit.credit import ARMS, CreditAssignment
 from ..policy.load import load_policy
 from ..sandbox import Sandbox
 from ..tasks.task import load_task
@@ -33,15 +34,26 @@ __all__ = ["ARMS", "RecordedRun", "load_runs", "read_rates", "run_arm", "run_arm
 _EVAL_ROWS = 256  # rollouts decoded at once in an evaluation, which keeps nothing for a backward pass
 
 
-def load_arm(name: str) -> Credit:
+def load_arm(name: str) -> CreditAssignment:
     """The credit assignment of an arm.
 
+    Args:
+        name: a key of `ARMS`, or "my_module:name": an own function of a `Credit`'s shape.
+
     Raises:
-        ValueError: unknown arm.
+        ValueError: unknown arm, or nothing of that shape there.
 
     >>> load_arm("grpo").rewards
     'trajectory'
     """
+    if ":" in name:
+        try:
+            found = pkgutil.resolve_name(name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ValueError(f"arm {name!r}: cannot be imported ({error})") from error
+        if not callable(found):
+            raise ValueError(f"arm {name!r}: must be a function (rollouts, correct, group_size), got {found!r}")
+        return found
     if name not in ARMS:
         raise ValueError(f"unknown arm {name!r}; known: {', '.join(ARMS)}")
     return ARMS[name]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import Any
@@ -70,13 +70,20 @@ class RolloutEngine:
         """Token ids that carry a tool's result back to the policy."""
         return self.chat.encode_result(result)
 
-    def generate(self, problems: Sequence[Problem], group_size: int = 1, seed: int = 0) -> list[Trajectory]:
+    def generate(
+        self,
+        problems: Sequence[Problem],
+        group_size: int = 1,
+        seed: int = 0,
+        finished: Callable[[int, Trajectory], None] | None = None,
+    ) -> list[Trajectory]:
         """Sample ``group_size`` rollouts of each problem.
 
         Args:
             problems: P problems, at least one.
             group_size: G rollouts a problem, at least 1.
             seed: rollout i draws from a random stream of its own, (seed, i), whatever runs beside it.
+            finished: called with i and rollout i as soon as it has stopped; the schedule is the same.
 
         Returns:
             P * G trajectories; those of problem p are ``[p * G : (p + 1) * G]``. Out of GPU memory, fewer rollouts are
@@ -90,7 +97,9 @@ class RolloutEngine:
         training = self.policy.model.training
         self.policy.model.eval()
         try:
-            return within_memory(lambda: _Batch(self, problems, group_size, seed).finish(), self._decode_fewer)
+            return within_memory(
+                lambda: _Batch(self, problems, group_size, seed, finished).finish(), self._decode_fewer
+            )
         finally:
             self.policy.model.train(training)
 
@@ -123,7 +132,15 @@ class _Ongoing(RolloutBuilder):
 class _Batch:
     """One call of `RolloutEngine.generate`: P groups of ``group_size`` rollouts on a fixed number of rows."""
 
-    def __init__(self, engine: RolloutEngine, problems: Sequence[Problem], group_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        engine: RolloutEngine,
+        problems: Sequence[Problem],
+        group_size: int,
+        seed: int,
+        finished: Callable[[int, Trajectory], None] | None,
+    ) -> None:
+        self.finished = finished
         self.policy, self.protocol, self.sandbox = engine.policy, engine.protocol, engine.sandbox
         self.encode_result = engine.encode_result
         self.settings, self.stop_tokens, self.seed = engine.settings, engine.stop_tokens, seed
@@ -325,6 +342,8 @@ class _Batch:
         rollout.stop = reason
         self.rows[rollout.row] = None
         self._close_session(rollout)
+        if self.finished is not None:
+            self.finished(rollout.number, rollout.freeze(reason, rollout.answer))
 
     def _close_session(self, rollout: _Ongoing) -> None:
         if rollout.session is not None:
