@@ -556,7 +556,7 @@ def _options(command: type) -> list[str]:
 def _parse(name: str, words: Sequence[str]) -> Any:
     """The command with its options, or one error; tyro's boxes become a line."""
     command, prog, told = COMMANDS[name], f"gtpo-mini {name}", io.StringIO()
-    config = (tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone)
+    config = (tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone, tyro.conf.PositionalMetavarFromFieldName)
     try:
         with contextlib.redirect_stderr(told):
             found, unknown = tyro.cli(command, prog=prog, args=words, config=config, return_unknown_args=True)
@@ -564,7 +564,7 @@ def _parse(name: str, words: Sequence[str]) -> Any:
         if not end.code:
             raise
         lines = [line.strip("│╭╮╰╯─ \n") for line in told.getvalue().splitlines() if "│" in line]
-        text = " ".join(line for line in lines if line and not line.startswith("For full helptext"))
+        text = re.split(r"Argument helptext|For full helptext", " ".join(filter(None, lines)))[0].strip()
         raise ValueError(f"{text} ({prog} --help)") from None
     if unknown:
         option = unknown[0].partition("=")[0]
@@ -594,8 +594,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if words else ERROR
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())  # --task my_module:name, also from the console script
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    if argv is None:  # a process of its own
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+        warnings.filterwarnings("ignore", module=r"(torch|transformers|peft|bitsandbytes|accelerate|huggingface_hub)\b")
     try:
         if words[0] not in COMMANDS:
             raise ValueError(f"unknown command {words[0]!r}; known: {', '.join(COMMANDS)}")
