@@ -21,7 +21,10 @@ from transformers import (
 from . import attention
 from .model import CANNOT_GO_ON_TOP, Policy, first_line, quiet
 
-TINY_FOLDER = Path(__file__).resolve().parents[2] / "data" / "tiny_policy"
+_PACKAGE = Path(__file__).resolve().parents[1]
+TINY_FOLDER = _PACKAGE / "tiny_policy"  # of a wheel
+if not TINY_FOLDER.is_dir():  # of a checkout
+    TINY_FOLDER = _PACKAGE.parent / "data" / "tiny_policy"
 _VOCABULARIES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -94,7 +97,7 @@ def load_policy(
     elif quantize or lora_rank:
         rank = lora_rank or 16
         config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), quiet():
             torch.manual_seed(seed)
             model = get_peft_model(model, config)
     _check_finite(model, name)
@@ -126,7 +129,8 @@ def put_adapter(model: PreTrainedModel, adapter: Path, name: str) -> PeftModel:
         ValueError: the adapter in the folder ``adapter`` does not fit the model, which is called ``name``.
     """
     try:
-        return PeftModel.from_pretrained(model, str(adapter))
+        with quiet():
+            return PeftModel.from_pretrained(model, str(adapter))
     except Exception as error:  # wrong shapes, missing files, other kinds of adapter
         reason = first_line(error)
         raise ValueError(f"adapter {str(adapter)!r} does not fit the model {name!r} ({reason})") from error

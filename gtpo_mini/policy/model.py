@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -173,11 +174,13 @@ class Policy:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No bar for reading weights: the bars that matter are those of the steps."""
+    """No bar for reading weights, and no warning that peft asks transformers for an old name."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            yield
     finally:
         if shown:
             transformers_logging.enable_progress_bar()
