@@ -31,7 +31,7 @@ from .train.imitation import imitate as imitate_traces
 from .train.imitation import read_traces, sample_traces, write_traces
 from .train.merge import merge as merge_adapter
 from .train.metrics import run_header
-from .train.runs import load_runs
+from .train.record import load_runs
 from .train.trainer import Trainer
 
 

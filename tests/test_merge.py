@@ -115,7 +115,7 @@ class Kept(GeneralTracker):
         self.said.append("start")
 
     def store_init_configuration(self, values):
-        self.said.append(values["gamma"])
+        self.said.append(values["credit"]["gamma"])
 
     def log(self, values, step):
         self.said.append((step, values["reward/outcome"]))

@@ -11,7 +11,7 @@ import pytest
 
 from gtpo_mini.credit.credit import ARMS
 from gtpo_mini.train.config import TrainConfig
-from gtpo_mini.train.runs import RecordedRun, load_runs, read_run, save_runs
+from gtpo_mini.train.record import RecordedRun, load_runs, read_run, save_runs
 
 
 def make_run(arm: str, seed: int, outcomes: list[float]) -> RecordedRun:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
 import multiprocessing
@@ -191,8 +192,8 @@ def edit(path: Path, old: str, new: str) -> None:
 
 SPOILS = {
     "half weights": (lambda c: cut(c / "weights.safetensors"), "weights.safetensors is not as it was written"),
-    "one bit": (lambda c: flip(c / "optimizer.safetensors"), "optimizer.safetensors is not as it was written"),
-    "no state": (lambda c: (c / "state.json").unlink(), "state.json is missing"),
+    "one bit": (lambda c: flip(c / "state.pt"), "state.pt is not as it was written"),
+    "no state": (lambda c: (c / "state.pt").unlink(), "state.pt is missing"),
     "no manifest": (lambda c: (c / "manifest.json").unlink(), "cannot be read"),
     "half a manifest": (lambda c: cut(c / "manifest.json"), "manifest.json is not readable"),
     "an empty folder": (lambda c: [path.unlink() for path in c.iterdir()], "cannot be read"),
@@ -352,7 +353,8 @@ def test_random_states_come_back():
         return python_random.random(), np.random.rand(), np.random.randn(), torch.rand(1).item()
 
     draw()
-    state = json.loads(json.dumps(random_state()))
+    torch.save(random_state(), file := io.BytesIO())
+    state = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
     first = draw()
     draw()
     set_random_state(state)
@@ -382,6 +384,22 @@ def test_a_full_disk_is_one_clear_error_and_leaves_the_last_checkpoint(processes
         assert checkpoints(copy) == ["step-000002", "step-000003"]
     trainer(copy, resume=True, sandbox=sandbox).train()
     assert learned(copy) == learned(straight)
+
+
+def test_a_disk_that_fills_at_the_final_policy_loses_nothing(processes, tmp_path, straight, sandbox):
+    folder = Path(shutil.copytree(straight, tmp_path / "run"))
+    shutil.rmtree(folder / "policy")
+    path = folder / "metrics.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))  # all steps are done, the end is not
+    process = processes.Process(target=starve, args=(str(folder), 500_000))
+    process.start()
+    process.join()
+    text = (folder / "error").read_text()
+    assert "policy: " in text and "too large" in text and "free some disk space" in text
+    assert not (folder / "policy").exists()
+    trainer(folder, resume=True, sandbox=sandbox).train()
+    weights = [(run / "policy" / "model.safetensors").read_bytes() for run in (folder, straight)]
+    assert learned(folder) == learned(straight) and weights[0] == weights[1]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -46,12 +46,10 @@ def gtpo_advantages(
 
     Over which set mean and std are taken is disputed, so it is a setting:
 
-    ========== ==================================================================================
-    "group"    all turns of all rollouts of one problem; is GRPO when every rollout has one turn
-    "batch"    all turns of all rollouts of the batch; ``groups`` is checked but plays no part
-    "turn"     same problem and same turn index; biased where the policy decides when to stop
-    "first"    R_i1 of the rollouts of one problem, used for every turn; drifts with the turn index
-    ========== ==================================================================================
+    - "group": all turns of all rollouts of one problem; is GRPO when every rollout has one turn
+    - "batch": all turns of all rollouts of the batch; ``groups`` is checked but plays no part
+    - "turn": same problem and same turn index; biased where the policy decides when to stop
+    - "first": R_i1 of the rollouts of one problem, used for every turn; drifts with the turn index
 
     Args:
         turn_rewards: one inner list a rollout, of N_i >= 1 turn rewards; the lengths may differ.
@@ -85,7 +83,9 @@ def gtpo_advantages(
     eps = finite_number("eps", eps, low=0.0)
     if normalize not in NORMALIZE:
         raise ValueError(f"normalize must be one of {', '.join(NORMALIZE)}, got {normalize!r}")
-    rollouts = _rollouts("turn_rewards", turn_rewards)
+    rollouts = list(turn_rewards)
+    if not rollouts:
+        raise ValueError("turn_rewards must hold at least one rollout, got an empty batch")
     problems = _problems(groups, len(rollouts))
     returns = [_returns(f"turn_rewards[{i}]", rewards, gamma) for i, rewards in enumerate(rollouts)]
 
@@ -166,13 +166,6 @@ def _standardise(values: Sequence[float], reference: Sequence[float], eps: float
     if not all(math.isfinite(value) for value in result):
         raise ValueError("turn_rewards differ too much: an advantage is no finite number; scale them down")
     return result
-
-
-def _rollouts(field: str, turn_rewards: Sequence[Sequence[float]]) -> list[Sequence[float]]:
-    rollouts = list(turn_rewards)
-    if not rollouts:
-        raise ValueError(f"{field} must hold at least one rollout, got an empty batch")
-    return rollouts
 
 
 def _problems(groups: Sequence[int] | None, count: int) -> list[Hashable]:

@@ -201,22 +201,16 @@ def assign_credit(
     try:
         if not isinstance(found, tuple | list) or len(found) != 2:
             raise ValueError(f"must return (rewards, advantages), got {type(found).__name__}")
-        return tuple(
-            _per_turn(field, values, rollouts) for field, values in zip(("rewards", "advantages"), found, strict=True)
-        )
+        return _per_turn("rewards", found[0], rollouts), _per_turn("advantages", found[1], rollouts)
     except ValueError as error:
         raise ValueError(f"credit {name!r}: {error}") from None
 
 
 def _per_turn(field: str, values: Any, rollouts: Sequence[Trajectory]) -> list[list[float]]:
-    try:
-        rows = list(values)
-    except TypeError:
-        raise ValueError(f"{field} must be one list a rollout, got {values!r}") from None
-    if len(rows) != len(rollouts):
-        raise ValueError(f"{field} must hold {len(rollouts)} lists, one a rollout, got {len(rows)}")
-    checked = [finite_numbers(f"{field}[{i}]", row, at_least=0) for i, row in enumerate(rows)]
-    for i, (row, rollout) in enumerate(zip(checked, rollouts, strict=True)):
+    if not hasattr(values, "__len__") or len(values) != len(rollouts):
+        raise ValueError(f"{field} must hold {len(rollouts)} lists, one a rollout, got {values!r}")
+    rows = [finite_numbers(f"{field}[{i}]", row, at_least=0) for i, row in enumerate(values)]
+    for i, (row, rollout) in enumerate(zip(rows, rollouts, strict=True)):
         if len(row) != len(rollout.turns):
             raise ValueError(f"{field}[{i}] must hold {len(rollout.turns)} numbers, one a turn, got {len(row)}")
-    return checked
+    return rows

@@ -39,8 +39,7 @@ def turn_rewards(trajectory: Trajectory, outcome: float, format_penalty: float =
     >>> turn_rewards(SimpleNamespace(turns=[answer]), outcome=1.0)
     [0.9]
     """
-    _require_turns(trajectory)
-    outcome = finite_number("outcome", outcome, low=0.0, high=1.0)
+    outcome = _checked(trajectory, outcome)
     penalty = finite_number("format_penalty", format_penalty, low=0.0)
     rewards = []
     for index, turn in enumerate(trajectory.turns):
@@ -76,12 +75,12 @@ def trajectory_reward(trajectory: Trajectory, outcome: float) -> float:
     >>> trajectory_reward(SimpleNamespace(turns=[answer]), outcome=1.0)
     1.0
     """
-    _require_turns(trajectory)
-    accuracy = finite_number("outcome", outcome, low=0.0, high=1.0)
+    accuracy = _checked(trajectory, outcome)
     valid = not any(turn.invalid_call for turn in trajectory.turns)
     return min(accuracy, 1.0 if valid else 0.0)
 
 
-def _require_turns(trajectory: Trajectory) -> None:
+def _checked(trajectory: Trajectory, outcome: float) -> float:
     if len(trajectory.turns) == 0:
         raise ValueError("trajectory.turns must hold at least one turn, got an empty rollout")
+    return finite_number("outcome", outcome, low=0.0, high=1.0)

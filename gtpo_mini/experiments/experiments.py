@@ -23,7 +23,7 @@ from ..sandbox import Sandbox
 from ..tasks.task import load_task
 from ..train.config import load_profile
 from ..train.metrics import mean
-from ..train.runs import RecordedRun, load_runs, read_run
+from ..train.record import RecordedRun, load_runs, read_run
 from ..train.trainer import Trainer
 from .evaluate import evaluate
 from .regimes import load_regime, regime_policy

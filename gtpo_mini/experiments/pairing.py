@@ -16,7 +16,7 @@ from statistics import stdev
 from scipy.stats import ttest_1samp
 
 from ..train.metrics import mean
-from ..train.runs import RecordedRun
+from ..train.record import RecordedRun
 from .stats import Interval, holm, minimum_detectable_effect, paired_bootstrap, t_interval
 
 

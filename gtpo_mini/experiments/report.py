@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..credit.credit import ARMS, VARIANTS
 from ..train.metrics import mean
-from ..train.runs import RecordedRun, load_runs
+from ..train.record import RecordedRun, load_runs
 from .pairing import Difference, accuracies, correct, differences, percent, points
 from .regimes import REGIMES
 from .stats import t_interval

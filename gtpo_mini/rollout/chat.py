@@ -27,9 +27,7 @@ _CALL, _RESULT = "GTPOCALLGTPO", "GTPORESULTGTPO"  # stand where the texts would
 class Chat:
     """Encodes prompts and tool results for one policy and protocol.
 
-    Args:
-        policy: whose tokenizer and chat template count.
-        protocol: if it has no ``tools``, its text is all there is: no frame is put around a result.
+    If the protocol has no ``tools``, its text is all there is: no frame is put around a result.
 
     Raises:
         ValueError: the protocol has tools, but the template takes no tool message.

@@ -65,13 +65,11 @@ class GraphedSteps:
     def run(
         self, key: Hashable, inputs: torch.Tensor, device: torch.device, step: Callable[[torch.Tensor], torch.Tensor]
     ) -> torch.Tensor:
-        """``step(inputs)``, which may be overwritten by the next call.
+        """``step(inputs)``, which may be overwritten by the next call; a step waits for no host, and may be done twice.
 
         Args:
             key: all that ``step`` depends on beside ``inputs`` and the contents of tensors that stay where they are.
-            inputs: on the CPU, always of the same shape for a key.
-            device: where ``step`` takes its inputs.
-            step: without host synchronisation, and the same if it is done twice.
+            inputs: on the CPU, always of the same shape for a key; ``step`` takes them on ``device``.
         """
         if key != self.key:
             self.forget()

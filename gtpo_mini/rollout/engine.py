@@ -39,12 +39,7 @@ _TOOL_TOKENS = 2100  # a tool result has at most 2,000 characters and its frame
 
 
 class RolloutEngine:
-    """Samples groups of multi-turn rollouts.
-
-    Args:
-        policy, protocol, sandbox: who acts, how turns are written, where code runs.
-        settings: how to sample.
-    """
+    """Samples groups of multi-turn rollouts of a policy that writes turns in a protocol and runs code in a sandbox."""
 
     def __init__(
         self, policy: Policy, protocol: ToolProtocol, sandbox: Sandbox, settings: SamplingSettings | None = None

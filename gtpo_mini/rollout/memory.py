@@ -18,9 +18,7 @@ class TrainingStopped(RuntimeError):
 def within_memory(work: Callable[[], Result], shrink: Callable[[], None]) -> Result:
     """Do the work; as often as it runs out of GPU memory, shrink it and do it again from its beginning.
 
-    Args:
-        work: raises `torch.OutOfMemoryError` where memory does not suffice.
-        shrink: makes the next try smaller, or raises `TrainingStopped` where it can be no smaller.
+    ``shrink`` makes the next try smaller, or raises `TrainingStopped` where it can be no smaller.
     """
     while True:
         try:

@@ -21,12 +21,7 @@ def transcript(
     returns: Sequence[float] | None = None,
     advantages: Sequence[float] | None = None,
 ) -> dict[str, Any]:
-    """One rollout of N turns as data for JSON.
-
-    Args:
-        trajectory: the rollout.
-        policy: whose tokenizer reads the ids.
-        rewards, returns, advantages: one a turn (N), where they are known.
+    """One rollout of N turns as data for JSON, with rewards, returns and advantages, one a turn, where they are known.
 
     Returns:
         ``problem``, ``question``, ``gold``, ``prompt``, ``stop``, ``answer``, and ``turns``. A turn has ``pieces``, the
@@ -88,14 +83,7 @@ def record_rollouts(
     policy: Policy,
     group_size: int,
 ) -> None:
-    """Append a step's rollouts to a JSON-lines file.
-
-    Args:
-        path: the file; its folder is made.
-        step, rollouts, correct, rewards, advantages: of whole groups of ``group_size``, one after the other.
-        returns: one list a rollout, one number a turn; None: the method has none.
-        policy: whose tokenizer reads the ids.
-    """
+    """Append a step's rollouts, whole groups one after the other, to a JSON-lines file."""
     lines = []
     for number, rollout in enumerate(rollouts):
         mine = None if returns is None else returns[number]

@@ -131,10 +131,7 @@ class Protection:
 
 @contextlib.contextmanager
 def victims(machine: str) -> Iterator[tuple[str, list[str]]]:
-    """Set up what the canaries aim at.
-
-    Args:
-        machine: ``platform.machine()``; one without a table gets that of x86-64.
+    """Set up what the canaries attack; a machine without a table gets that of x86-64.
 
     Yields:
         The snippet, and a list that on leaving names the acts whose traces were found from outside.

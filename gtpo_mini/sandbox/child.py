@@ -65,12 +65,9 @@ class _Stream:
 
 
 class Child:
-    """Owner of one child and of its descriptors.
+    """Owner of one child and of the trainer's ends of its standard output, standard error and control socket.
 
-    Args:
-        pid: its process id, ours until :meth:`close` because the server reaps it only then.
-        fds: trainer's ends of standard output, standard error and the control socket.
-        keeper: the way to the fork server.
+    Its process id is ours until :meth:`close`, because the server reaps it only then.
     """
 
     def __init__(self, pid: int, fds: list[int], keeper: Keeper) -> None:

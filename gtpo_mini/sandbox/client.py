@@ -38,13 +38,7 @@ class Session:
         self._number, self._lock = 0, threading.Lock()
 
     def run(self, code: str) -> ExecutionResult:
-        """Run one turn.
-
-        Args:
-            code: Python source; what it printed and how it ended come back, whatever it is.
-
-        Returns:
-            The turn's result. Output and resource use of earlier turns are not in it.
+        """Run one turn of Python source; the result holds nothing of earlier turns.
 
         Raises:
             ValueError: the session is closed.
@@ -146,13 +140,7 @@ class Sandbox:
         return protection
 
     def run(self, code: str) -> ExecutionResult:
-        """Run one snippet in a child of its own.
-
-        Args:
-            code: Python source.
-
-        Returns:
-            What it printed and how it ended; never raises for what the snippet is or does.
+        """Run one snippet of Python source in a child of its own; never raises for what the snippet is or does.
 
         Raises:
             SandboxUnavailable: the sandbox itself is broken.
@@ -200,11 +188,8 @@ def run_code(code: str, limits: Limits = Limits()) -> ExecutionResult:
     """Run one snippet in a sandbox that is started at the first call and shared by later ones.
 
     Args:
-        code: Python source.
+        code: Python source; whatever it is or does, what it printed and how it ended come back.
         limits: what it may use.
-
-    Returns:
-        What it printed and how it ended; never raises for what the snippet is or does.
 
     Raises:
         SandboxUnavailable: this machine cannot give a protection that is promised.

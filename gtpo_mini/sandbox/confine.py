@@ -34,9 +34,6 @@ CAPSET = {"x86_64": 126, "aarch64": 91}
 class Cage:
     """What was probed once, in the server, for all children.
 
-    Args:
-        config: ``memory_bytes``, ``cpu_seconds``, ``confinement``, and ``folder``, an empty one.
-
     Raises:
         OSError: a layer that every tier needs is missing.
     """

@@ -105,15 +105,7 @@ def _join_threads() -> None:
 
 
 def error_text(problem: BaseException, roots: list[str]) -> str:
-    """The end of the traceback: the snippet's own lines, no host paths, the exception last.
-
-    Args:
-        problem: what the snippet raised.
-        roots: folders of the interpreter, cut from every path.
-
-    Returns:
-        At most 4,000 characters that end in the exception line.
-    """
+    """The end of the traceback, at most 4,000 characters: the snippet's own lines, no host paths, the exception last."""
     try:
         summary = traceback.TracebackException.from_exception(problem, limit=-30)
         _clean(summary, roots)

@@ -22,11 +22,6 @@ def abi(libc: ctypes.CDLL) -> int:
 def ruleset(libc: ctypes.CDLL, version: int, folders: list[str]) -> int:
     """A ruleset: only ``folders`` can be read, nothing written, no TCP used, no outsider signalled.
 
-    Args:
-        libc: the C library.
-        version: what :func:`abi` said, at least 1.
-        folders: what may be read; those that do not exist are left out.
-
     Returns:
         A descriptor for :func:`restrict`; it can serve any number of processes.
 

@@ -30,13 +30,7 @@ START_SECONDS = 120
 
 
 class Link:
-    """A running fork server. Its methods may be called from any thread.
-
-    Args:
-        limits: what each child may use.
-        spares: children forked ahead.
-        confinement: ``"full"`` or ``"unconfined"``.
-        preload: modules imported ahead where present.
+    """A running fork server with ``spares`` children forked ahead. Its methods may be called from any thread.
 
     Raises:
         SandboxUnavailable: the server cannot start, or cannot confine its children.

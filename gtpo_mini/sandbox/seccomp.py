@@ -58,17 +58,9 @@ _RULES = {
 
 
 def program(machine: str, may_open: bool) -> bytes:
-    """The filter for one machine, with a placeholder for the child's pid.
+    """The filter's instructions, 8 bytes each, for a machine that has a table, with a placeholder for the child's pid.
 
-    Args:
-        machine: ``"x86_64"`` or ``"aarch64"``.
-        may_open: False where nothing else keeps files closed: then this filter does.
-
-    Returns:
-        Its instructions, 8 bytes each.
-
-    Raises:
-        KeyError: there is no table for this machine.
+    ``may_open`` is False where nothing else keeps files closed: then this filter does.
 
     >>> len(program("x86_64", True)) % 8
     0

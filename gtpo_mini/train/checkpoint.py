@@ -1,8 +1,8 @@
 """Checkpoints of a run: written whole or not at all, and read only if they are whole and of the same run.
 
 A checkpoint is a folder ``step-000020`` (after 20 steps) with ``weights.safetensors`` (what is trained: the adapter, or
-all weights), ``optimizer.safetensors`` (its tensors), ``state.json`` (its other values, every random state) and
-``manifest.json`` (whose run it is; size and SHA-256 of each file). Nothing in it can run code.
+all weights), ``state.pt`` (optimizer, random states, the steps' metrics) and ``manifest.json`` (whose run it is; size
+and SHA-256 of each file). Nothing in it can run code: torch reads ``state.pt`` as plain data.
 """
 
 from __future__ import annotations
@@ -30,19 +30,13 @@ from .record import clear_disk_errors, sync
 
 FORMAT = 2
 KEEP = 2  #: whole checkpoints that stay; should the disk spoil the last one, there is another
-FILES = ("weights.safetensors", "optimizer.safetensors", "state.json")
+FILES = ("weights.safetensors", "state.pt")
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 _WRITING = ".writing"  # ends the name of a folder that is not whole yet, or no longer
 
 
 def identify(policy: Policy, task: Task, protocol: ToolProtocol, config: dict) -> dict:
-    """What makes a run this one and no other, as plain data: text, problems, weights and code by their hashes.
-
-    Args:
-        policy: as it begins.
-        task, protocol: their texts and their code count.
-        config: settings that may not change.
-    """
+    """What makes a run this one and no other: hashes of weights, problems, texts and code; settings that must stay."""
     first = task.problems[0]
     example = ExecutionResult(ok=False, stdout="1\n", error="ValueError: 2")
     facts = [protocol.messages(first), getattr(protocol, "tools", None), protocol.tool_text(example)]
@@ -113,39 +107,25 @@ def difference(now: dict, then: object) -> str | None:
 
 
 class Checkpoints:
-    """The checkpoints of one run.
-
-    Args:
-        folder: where they lie; made with the first.
-        identity: plain data that says which run this is; a checkpoint with another one is foreign.
-    """
+    """The checkpoints of one run in ``folder``; ``identity`` says which run, one with another identity is foreign."""
 
     def __init__(self, folder: Path, identity: dict) -> None:
         self.folder, self.identity = folder, json.loads(json.dumps(identity))
 
     def save(self, step: int, policy: Policy, optimizer: torch.optim.Optimizer, state: dict) -> Path:
-        """Write a checkpoint beside the others, move it to its place, and drop those that are too many.
-
-        Args:
-            step: steps finished.
-            policy, optimizer: as they are after them.
-            state: more plain data to keep.
+        """Write a checkpoint after ``step`` steps, move it to its place, and drop those that are too many.
 
         Raises:
             RuntimeError: the disk is full, or refuses; the checkpoints before are as they were.
         """
         place = self.folder / f"step-{step:06d}"
         new = place.with_name(place.name + _WRITING)
-        tensors: dict[str, torch.Tensor] = {}
-        rest = _take_tensors(optimizer.state_dict(), tensors, "optimizer")
         with clear_disk_errors(place):
             try:
                 self._sweep()
                 new.mkdir(parents=True)
                 save_file({name: w.contiguous() for name, w in _trained(policy).items()}, new / FILES[0])
-                save_file(tensors, new / FILES[1])
-                state = {**state, "optimizer": rest, "random": random_state()}
-                (new / FILES[2]).write_text(json.dumps(state), encoding="utf-8")
+                _save({**state, "optimizer": optimizer.state_dict(), "random": random_state()}, new / FILES[1])
                 files = {name: _size_and_hash(new / name) for name in FILES}
                 manifest = {"format": FORMAT, "step": step, "identity": self.identity, "files": files}
                 (new / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
@@ -174,18 +154,13 @@ class Checkpoints:
         return None
 
     def load(self, place: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> dict:
-        """Put everything back as `save` found it; returns ``state``.
-
-        Args:
-            place: what `newest` returned.
-            policy, optimizer: made as they were when the run began.
-        """
+        """Put everything back as `save` found it; returns its ``state``."""
         weights = load_file(place / FILES[0])
         with torch.no_grad():
             for name, weight in _trained(policy).items():
                 weight.copy_(weights[name])
-        state = json.loads((place / FILES[2]).read_text(encoding="utf-8"))
-        optimizer.load_state_dict(_put_tensors(state.pop("optimizer"), load_file(place / FILES[1])))
+        state = torch.load(place / FILES[1], map_location="cpu", weights_only=True)
+        optimizer.load_state_dict(state.pop("optimizer"))
         set_random_state(state.pop("random"))
         return state
 
@@ -229,48 +204,33 @@ def random_state() -> dict[str, Any]:
     return {
         "python": random.getstate(),
         "numpy": [kind, keys.tolist(), *rest],
-        "torch": torch.get_rng_state().tolist(),
-        "cuda": [state.tolist() for state in cuda],
+        "torch": torch.get_rng_state(),
+        "cuda": cuda,
     }
 
 
 def set_random_state(state: dict[str, Any]) -> None:
     """The opposite of `random_state`; a run that goes on with another number of GPUs leaves theirs alone."""
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
+    random.setstate(state["python"])
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
-    torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))
+    torch.set_rng_state(state["torch"])
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all([torch.tensor(s, dtype=torch.uint8) for s in state["cuda"]])
+        torch.cuda.set_rng_state_all(state["cuda"])
 
 
 def _trained(policy: Policy) -> dict[str, torch.Tensor]:
     return {name: p.detach() for name, p in policy.model.named_parameters() if p.requires_grad}
 
 
+def _save(state: dict, path: Path) -> None:
+    with path.open("wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # torch's own words for a full disk hide what the file raised
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+
+
 def _size_and_hash(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def _take_tensors(value: Any, tensors: dict[str, torch.Tensor], name: str) -> Any:
-    """Plain data with the tensors moved to ``tensors``; a dict becomes pairs, because JSON would make its keys text."""
-    if isinstance(value, torch.Tensor):
-        # Optimisers share tables between weights, which a safetensors file cannot.
-        tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        return {"tensor": name}
-    if isinstance(value, dict):
-        return {"pairs": [[key, _take_tensors(x, tensors, f"{name}.{key}")] for key, x in value.items()]}
-    if isinstance(value, list | tuple):
-        return [_take_tensors(x, tensors, f"{name}.{i}") for i, x in enumerate(value)]
-    return value
-
-
-def _put_tensors(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    """The opposite of `_take_tensors`, but that a tuple comes back as a list."""
-    if isinstance(value, dict):
-        if "tensor" in value:
-            return tensors[value["tensor"]]
-        return {key: _put_tensors(x, tensors) for key, x in value["pairs"]}
-    return [_put_tensors(x, tensors) for x in value] if isinstance(value, list) else value

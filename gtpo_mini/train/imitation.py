@@ -33,13 +33,9 @@ from .loss import token_logprobs
 def make_trace(
     problem: Problem, turns: Generator[str, ExecutionResult | None, None], chat: Chat, sandbox: Sandbox
 ) -> Trajectory:
-    """A solution that is given in words, as the trajectory of a rollout that wrote it; its calls are really run.
+    """A given solution as the trajectory of a rollout that wrote it; its calls are really run.
 
-    Args:
-        problem: what it solves.
-        turns: yields the policy's text of each turn, and is sent the result of its call; the last one has no call.
-        chat: encodes prompt and results.
-        sandbox: runs the calls.
+    ``turns`` yields the policy's text of each turn, and is sent the result of its call; the last one has no call.
     """
     policy, protocol = chat.policy, chat.protocol
     builder = RolloutBuilder(problem, chat.encode_prompt(problem))
@@ -66,12 +62,7 @@ def read_traces(path: str | Path, chat: Chat, sandbox: Sandbox, context: int | N
     r"""Traces from a file with one JSON object a line: ``question``, ``answer``, and ``turns``, the policy's texts.
 
     A line: ``{"question": "6 * 7?", "answer": "42", "turns": ["```python\nprint(6 * 7)\n```", "\\boxed{42}"]}``.
-    Tool output is no part of it: the calls are run here.
-
-    Args:
-        path: the file.
-        chat, sandbox: as in `make_trace`.
-        context: most tokens of a trace; None: the model's own limit.
+    Tool output is no part of it: the calls are run here. ``context``: most tokens of a trace; None: the model's limit.
 
     Raises:
         ValueError: a line is no problem; its turns do not begin with calls and end with its answer; a trace is too
@@ -111,7 +102,7 @@ def _said(texts: Sequence[str]) -> Generator[str, ExecutionResult | None, None]:
 
 
 def write_traces(path: str | Path, traces: Sequence[Trajectory]) -> None:
-    """Write traces as `read_traces` takes them, to be looked at, mended, and used again."""
+    """Write traces as `read_traces` takes them, to be looked at, edited, and used again."""
     seen: Counter[str] = Counter()
     numbers = []
     for trace in traces:
@@ -132,16 +123,10 @@ def write_traces(path: str | Path, traces: Sequence[Trajectory]) -> None:
 def sample_traces(
     engine: RolloutEngine, task: Task, problems: int, samples: int, seed: int = 0, keep: int = 2
 ) -> list[Trajectory]:
-    """Rejection sampling: of the policy's own rollouts, those that are right and whose calls all ran.
+    """Rejection sampling: of the policy's own rollouts, those that are right, called the tool, and whose calls all ran.
 
-    Args:
-        engine: samples rollouts.
-        task: its first ``problems`` problems are tried, ``samples`` times each.
-        seed: of the sampling.
-        keep: most traces of one problem, so that the easy ones do not crowd out the rest.
-
-    Returns:
-        Traces with at least one call each, no two of a problem with the same text.
+    The task's first ``problems`` are tried, ``samples`` times each; at most ``keep`` traces of one problem are kept, no
+    two with the same text, so that the easy ones do not crowd out the rest.
 
     Raises:
         ValueError: there was not one; the message says why rollouts were rejected.
@@ -184,10 +169,8 @@ def imitate(
 
     Args:
         policy: its trainable weights change: all, or the adapter's.
-        traces: what is imitated.
-        steps: updates, at least 1.
+        traces: what is imitated; at most ``batch`` of them in each of ``steps`` updates.
         learning_rate: its peak.
-        batch: most traces of an update.
         tokens_per_pass: tokens of a forward pass (rollouts are never cut); None: the whole batch in one.
         rng: draws the batches; None: a generator of its own.
         label: of the bar.

@@ -84,7 +84,7 @@ def clipped_surrogate(
     Returns:
         The loss of each token (M,), and whether the clip was active there (M,) bool.
 
-    Source: objective [D] of METHOD: the paper's clip range is unknown; 0.2 / 0.28 are DAPO's.
+    Source: [D]; the paper's clip range is unknown; 0.2 / 0.28 are DAPO's.
 
     >>> now, old = torch.log(torch.tensor([0.5, 0.9])), torch.log(torch.tensor([0.5, 0.5]))
     >>> loss, clipped = clipped_surrogate(now, old, torch.tensor([1.0, 1.0]))
@@ -100,15 +100,13 @@ def clipped_surrogate(
 def importance_weights(logprobs: torch.Tensor, sampled: torch.Tensor, cap: float | None) -> torch.Tensor:
     """Truncated importance weights: how much likelier the trainer finds a token than the sampler did, at most ``cap``.
 
-    They matter where the two compute differently (another precision, kernel or engine); in float32 both agree to
-    1e-5, and the weights are 1.
+    They matter where the two compute differently (another precision, kernel or engine); in float32 they are 1.
 
     Args:
-        logprobs: (M,) under the trainer's policy before the update, without gradient.
-        sampled: (M,) as the sampler kept them.
+        logprobs, sampled: (M,) under the trainer's policy before the update, and as the sampler kept them.
         cap: above 0; None: all weights are 1.
 
-    Source: [D] of METHOD: truncated importance sampling, one weight a token.
+    Source: [D]: truncated importance sampling, one weight a token.
 
     >>> importance_weights(torch.log(torch.tensor([0.2, 0.9])), torch.log(torch.tensor([0.4, 0.1])), cap=2.0)
     tensor([0.5000, 2.0000])

@@ -1,4 +1,4 @@
-"""What a step reports, under fixed keys, and the header that says where a run came from."""
+"""What a step reports, under fixed keys, where it is sent, and the header that says where a run came from."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
 
 from ..credit.credit import group_numbers
 from ..types import StopReason, Trajectory
@@ -78,14 +80,7 @@ def describe_step(
     update: Mapping[str, float],
     clock: Sequence[float],
 ) -> dict[str, Any]:
-    """All metrics of a step.
-
-    Args:
-        step: its number, from 0.
-        rollouts, correct, rewards, advantages, group_size: as credit assignment takes and gives them.
-        update: what the update measured.
-        clock: seconds at the beginning, after the rollouts, after credit assignment and after the update.
-    """
+    """All metrics of a step; ``clock`` reads its beginning, then after rollouts, credit assignment and update."""
     silent: dict[int, bool] = {}  # a group: has none of its rollouts an advantage
     for group, advantages_N in zip(group_numbers(rollouts, group_size), advantages, strict=True):
         silent[group] = silent.get(group, True) and not any(advantages_N)
@@ -134,6 +129,35 @@ def _command() -> str:
     if name.startswith("ipykernel"):
         return "a notebook"
     return " ".join(["python", "-m gtpo_mini" if name == "__main__.py" else name, *sys.argv[1:]])
+
+
+def open_trackers(wanted: Sequence[str | GeneralTracker], folder: Path | None) -> list[GeneralTracker]:
+    """TensorBoard, Weights & Biases and others by the names that accelerate knows, or `GeneralTracker` objects.
+
+    Raises:
+        ValueError: an unknown name, a tracker whose package is not installed, or one that needs a folder and has none.
+
+    >>> open_trackers(["tensorbored"], folder=None)
+    Traceback (most recent call last):
+    ValueError: unknown tracker 'tensorbored'; known: aim, clearml, comet_ml, dvclive, mlflow, swanlab, tensorboard, \
+trackio, wandb
+    """
+    found: list[GeneralTracker] = []
+    if wanted:
+        PartialState()  # the trackers' own log messages ask it which process they are in
+    for name in wanted:
+        if isinstance(name, GeneralTracker):
+            found.append(name)
+            continue
+        if name not in LOGGER_TYPE_TO_CLASS:
+            raise ValueError(f"unknown tracker {name!r}; known: {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}")
+        if name not in map(str, get_available_trackers()):
+            raise ValueError(f"tracker {name!r}: its package is not installed; pip install {name}")
+        kind = LOGGER_TYPE_TO_CLASS[name]
+        if kind.requires_logging_directory and folder is None:
+            raise ValueError(f"tracker {name!r} writes files: give the run an output folder")
+        found.append(kind("gtpo_mini", **({"logging_dir": str(folder)} if kind.requires_logging_directory else {})))
+    return found
 
 
 @functools.cache

@@ -64,10 +64,6 @@ class Packing:
 
     All of the model but attention sees tokens one by one, so it needs no padding and sees a prompt once. Attention
     sorts them into (U, L) prompts and (B, Q) continuations, which see their prompt and themselves.
-
-    Args:
-        rollouts: B rollouts of at least two tokens.
-        device: where the model is.
     """
 
     def __init__(self, rollouts: Sequence[Trajectory], device: torch.device) -> None:

@@ -1,15 +1,27 @@
-"""``metrics.jsonl``, the record of a run: a header, one line a step, a footer; whole after a crash at any moment."""
+"""The record of a run: ``metrics.jsonl`` while it runs, and one compact file for many finished runs.
+
+``metrics.jsonl`` has a header, one line a step, and a footer; it is whole after a crash at any moment. A compact file
+(`save_runs`) holds a line of problem ids, then a line a run: its header, the metrics that never changed, a list over
+the steps of each other metric, and its footer, with the outcomes of the evaluations as bits.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import gzip
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
+
+from .config import translate_config
+
+_COMPACT = ".jsonl.gz"
+_CLOCKS = ("time/", "memory/")  # kept with four digits: no two runs agree in more
 
 
 @contextlib.contextmanager
@@ -89,23 +101,154 @@ class Record:
             sync(self.path.parent)
 
     def read(self) -> tuple[list[dict], list[int]]:
-        """The lines as `append` wrote them, and the numbers of those that are damaged; nothing where there is no file.
+        """As `read_lines`; nothing where there is no file."""
+        return read_lines(self.path) if self.path.exists() else ([], [])
 
-        Half a line at the end, as a kill leaves it, is no damage.
 
-        Raises:
-            ValueError: the file does not begin with a run's header.
-        """
-        if not self.path.exists():
-            return [], []
-        lines, damaged = [], []
-        for number, text in enumerate(self.path.read_bytes().split(b"\n")[:-1], 1):
-            try:
-                line = json.loads(text)
-                damaged += [] if isinstance(line, dict) else [number]
-                lines += [line] if isinstance(line, dict) else []
-            except ValueError:
-                damaged.append(number)
-        if 1 in damaged or not lines or lines[0].get("kind") != "header":
-            raise ValueError(f"{self.path}: does not begin with a run's header; choose another output folder")
-        return lines, damaged
+def read_lines(path: Path) -> tuple[list[dict], list[int]]:
+    """The lines of a ``metrics.jsonl``, and the numbers of those that are damaged.
+
+    Half a line at the end, as a kill leaves it, is no damage.
+
+    Raises:
+        ValueError: the file does not begin with a run's header.
+    """
+    lines, damaged = [], []
+    for number, text in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            line = json.loads(text)
+        except ValueError:
+            line = None
+        if isinstance(line, dict) and "kind" in line:
+            lines.append(line)
+        else:
+            damaged.append(number)
+    if 1 in damaged or not lines or lines[0]["kind"] != "header":
+        raise ValueError(f"{path}: does not begin with a run's header; choose another output folder")
+    return lines, damaged
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """A finished run, as it was recorded."""
+
+    header: dict  #: arm, seed, configuration, command, commit, versions, device
+    steps: tuple[dict, ...]  #: metrics, one dict a step
+    footer: dict  #: the evaluations ("sampled", "greedy"), per problem; or only how many steps there were
+
+    @property
+    def arm(self) -> str:
+        return self.header["arm"]
+
+    @property
+    def seed(self) -> int:
+        return self.header["seed"]
+
+    @property
+    def moved(self) -> bool:
+        """Whether any step changed the weights: where no group ever has a signal, the policy stays what it was."""
+        return any(step.get("grad/norm", 1.0) for step in self.steps)
+
+    def series(self, key: str) -> list[float]:
+        """One metric over the steps, e.g. ``run.series("reward/outcome")``."""
+        return [step[key] for step in self.steps]
+
+
+def read_run(path: str | Path) -> RecordedRun | None:
+    """The run in a ``metrics.jsonl``; None if it is not finished, or no run."""
+    try:
+        lines, damaged = read_lines(Path(path))
+    except ValueError:
+        return None
+    if damaged or lines[-1].get("kind") != "footer":
+        return None
+    return RecordedRun(_translated(lines[0]), tuple(line for line in lines if line["kind"] == "step"), lines[-1])
+
+
+def load_runs(path: str | Path) -> list[RecordedRun]:
+    """All finished runs of a file, or below a folder, sorted by arm and seed.
+
+    Args:
+        path: a ``metrics.jsonl``, a file of `save_runs`, or a folder with any of them at any depth.
+
+    Raises:
+        ValueError: no finished run there.
+    """
+    path = Path(path)
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*.jsonl*") if p.is_file())
+    runs = []
+    for file in files:
+        if file.name.endswith(_COMPACT):
+            runs += _read_compact(file)
+        elif file.suffix == ".jsonl" and (run := read_run(file)) is not None:
+            runs.append(run)
+    if not runs:
+        raise ValueError(f"no finished run in {str(path)!r}")
+    return sorted(runs, key=lambda run: (run.arm, run.seed))
+
+
+def save_runs(runs: Sequence[RecordedRun], path: str | Path) -> None:
+    """Write finished runs into one compact file, "....jsonl.gz"; the same runs give the same bytes.
+
+    Everything comes back from `load_runs` as it was, but times and memory, which keep four digits.
+
+    Raises:
+        ValueError: another ending, or no runs.
+    """
+    path = Path(path)
+    if not path.name.endswith(_COMPACT) or not runs:
+        raise ValueError(f"path={str(path)!r}: must end in {_COMPACT}, and take at least one run, got {len(runs)}")
+    problems: dict[tuple[str, ...], int] = {}  # distinct lists of ids, in order of appearance
+    lines = [json.dumps(_pack(run, problems)) for run in runs]
+    lines.insert(0, json.dumps({"kind": "runs", "problems": list(problems)}))
+    path.write_bytes(gzip.compress("".join(f"{line}\n" for line in lines).encode(), compresslevel=9, mtime=0))
+
+
+def _pack(run: RecordedRun, problems: dict[tuple[str, ...], int]) -> dict:
+    constant, columns = {}, {}
+    for key in dict.fromkeys(key for step in run.steps for key in step):
+        column = [step.get(key) for step in run.steps]
+        if key.startswith(_CLOCKS):
+            column = [None if value is None else float(f"{value:.4g}") for value in column]
+        if len({json.dumps(value) for value in column}) == 1:
+            constant[key] = column[0]
+        else:
+            columns[key] = column
+    footer = dict(run.footer)
+    for name, evaluation in run.footer.items():
+        if isinstance(evaluation, dict) and "per_problem" in evaluation:
+            ids, scores = tuple(evaluation["per_problem"]), list(evaluation["per_problem"].values())
+            if all(score in (0.0, 1.0) for score in scores):
+                scores = hex(int("1" + "".join(str(int(score)) for score in scores), 2))
+            footer[name] = {**evaluation, "per_problem": [problems.setdefault(ids, len(problems)), scores]}
+    return {"header": run.header, "steps": len(run.steps), "constant": constant, "columns": columns, "footer": footer}
+
+
+def _read_compact(path: Path) -> list[RecordedRun]:
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            first, *lines = map(json.loads, file)
+        return [_unpack(line, first["problems"]) for line in lines]
+    except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"{str(path)!r}: no whole file of recorded runs ({type(error).__name__}: {error})") from error
+
+
+def _unpack(line: dict, problems: list[list[str]]) -> RecordedRun:
+    steps = [dict(line["constant"]) for _ in range(line["steps"])]
+    for key, column in line["columns"].items():
+        for step, value in zip(steps, column, strict=True):
+            if value is not None:
+                step[key] = value
+    footer = line["footer"]
+    for evaluation in footer.values():
+        if isinstance(evaluation, dict) and "per_problem" in evaluation:
+            index, scores = evaluation["per_problem"]
+            if isinstance(scores, str):
+                scores = [float(bit) for bit in bin(int(scores, 16))[3:]]
+            evaluation["per_problem"] = dict(zip(problems[index], scores, strict=True))
+    return RecordedRun(_translated(line["header"]), tuple(steps), footer)
+
+
+def _translated(header: dict) -> dict:
+    """Older headers hold the settings of the credit assignment beside the others."""
+    return {**header, "config": translate_config(header.get("config", {}))}

@@ -19,8 +19,8 @@ from tqdm.auto import tqdm
 from ..policy.model import Policy
 from ..rollout.memory import TrainingStopped
 from .checkpoint import Checkpoints, difference
+from .metrics import open_trackers
 from .record import Record, clear_disk_errors, locked
-from .trackers import Trackers
 from .update import Update
 
 #: Settings that a run may go on with changed: they touch neither what is drawn nor what is asked for.
@@ -70,7 +70,7 @@ class Run:
         self._settled = True  # the weights are those after the last step in `history`
         self._signals = _Signals()
         self._held = contextlib.ExitStack()
-        self.trackers = Trackers(trackers, self.folder)
+        self.trackers = open_trackers(trackers, self.folder)
         if self.folder is None:
             return
         self.record = Record(self.folder)
@@ -85,11 +85,7 @@ class Run:
             )
 
     def __enter__(self) -> Run:
-        """Lock the folder.
-
-        Raises:
-            ValueError: another process is at work there.
-        """
+        """Lock the folder, or raise a ValueError if another process is at work there."""
         if self.folder is not None:
             self._held.enter_context(locked(self.folder))
         return self
@@ -97,17 +93,15 @@ class Run:
     def begin(
         self, header: dict, identity: dict, policy: Policy, optimizer: torch.optim.Optimizer, update: Update
     ) -> None:
-        """Write the header, or put everything back as it was after the last checkpoint.
-
-        Args:
-            header: of the run as it is started now.
-            identity: what makes a run this one and no other; plain data, taken before the first step.
-            policy, optimizer, update: as at the beginning of the run; changed in place.
+        """Write the header, or put policy, optimizer and update back as they were after the last checkpoint.
 
         Raises:
             ValueError: the folder holds another run.
         """
-        self._held.enter_context(self.trackers).start(header["config"])
+        for tracker in self.trackers:
+            tracker.start()
+            self._held.callback(tracker.finish)
+            tracker.store_init_configuration(header["config"])
         if self.folder is None:
             return
         self._learner = (policy, optimizer, update)
@@ -167,7 +161,8 @@ class Run:
             self.record.append("step", metrics)
         self.history.append(metrics)
         self._settled = True
-        self.trackers.log(metrics, metrics["step"])
+        for tracker in self.trackers:
+            tracker.log(metrics, step=metrics["step"])
         return metrics
 
     def close(self, policy: Policy, footer: dict) -> None:

@@ -27,9 +27,6 @@ class Update:
 
     A pass that does not fit into memory halves ``tokens_per_pass`` for the rest of the run, and its gradient is
     computed again. Where the loss or the gradient is NaN or infinite, the optimiser step is skipped and counted.
-
-    Args:
-        policy, config, optimizer: what learns, how, and who changes the weights.
     """
 
     def __init__(self, policy: Policy, config: TrainConfig, optimizer: torch.optim.Optimizer) -> None:
@@ -44,8 +41,7 @@ class Update:
         """One batch; the loss is a mean over the policy tokens of each (mini)batch.
 
         Args:
-            rollouts: R of them.
-            advantages: one list a rollout, one number a turn.
+            rollouts, advantages: R rollouts; one list a rollout, one number a turn.
             step: seeds the order of the minibatches.
 
         Returns:
