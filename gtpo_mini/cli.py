@@ -1,243 +1,376 @@
-"""What the commands do; ``__main__`` holds their options."""
+"""The door: ``gtpo-mini COMMAND``. A command is a function or a dataclass, and so its own parser.
+
+Nothing heavy is imported before a command runs, so that help is there at once: ``gm`` looks its names up when asked.
+"""
 
 from __future__ import annotations
 
-import argparse
-import json
-from dataclasses import fields, replace
+import contextlib
+import difflib
+import functools
+import io
+import re
+import sys
+import warnings
+from dataclasses import dataclass, field, make_dataclass, replace
 from pathlib import Path
-from random import Random
+from typing import Any
 
-from .credit.credit import Credit
-from .experiments.colab import write_links
-from .experiments.coldstart import cold_start
-from .experiments.evaluate import evaluate as run_evaluation
-from .experiments.evaluate import powers_of_two
-from .experiments.experiments import load_arm, read_rates, run_arms, search_rates
-from .experiments.plots import plot_learning_curves, readme_figures, save_figure
-from .experiments.report import write_report
-from .experiments.reproduce import reproduce as run_notebooks
-from .experiments.results import compare as compare_files
-from .experiments.results import require_writable, write_results
-from .experiments.stats import t_interval
-from .experiments.viewer import load_rollouts, rollouts_page
-from .policy.load import TINY_FOLDER, load_policy
-from .rollout.engine import RolloutEngine
-from .rollout.protocol import load_protocol
-from .sandbox import Sandbox
-from .tasks.task import check_task, load_task
-from .train.config import TrainConfig, load_profile
-from .train.imitation import imitate as imitate_traces
-from .train.imitation import read_traces, sample_traces, write_traces
-from .train.merge import merge as merge_adapter
-from .train.metrics import run_header
-from .train.record import load_runs
-from .train.trainer import Trainer
+import tyro
+from tyro.conf import Positional
 
+import gtpo_mini as gm
 
-def _policy_config_task(arguments: argparse.Namespace, split: str):
-    """What train and evaluate share: the profile with the command line's changes, then the task, then the policy."""
-    profile = load_profile(arguments.profile)
-    model = arguments.model or profile.model
-    base = profile.train
-    if profile.model == "tiny" and model != "tiny":  # the tiny policy's short turns are for it alone
-        base = replace(base, max_turn_tokens=TrainConfig.max_turn_tokens, max_context=None)
-    names = {field.name for field in fields(TrainConfig)}
-    if arguments.command == "evaluate":
-        names.discard("temperature")  # 0, greedy, is for evaluation only
-    changes = {key: value for key, value in vars(arguments).items() if key in names and value is not None}
-    config = replace(base, **changes)
-    if arguments.command == "train":
-        own = {f.name: getattr(arguments, f.name) for f in fields(Credit) if getattr(arguments, f.name) is not None}
-        config = replace(config, credit=replace(load_arm(arguments.arm), **own))
-    own = getattr(arguments, "traces", None)  # with them no task is needed
-    task = None if own else load_task(arguments.task or profile.task, split)  # the policy comes last: it takes longest
-    quantize = arguments.quantize or (profile.quantize if model == profile.model else None)
-    device = arguments.device or profile.device
-    if arguments.command == "evaluate":
-        base = arguments.model if arguments.adapter else model  # an adapter names its own base
-        policy = load_policy(base, quantize, device=device, seed=config.seed, adapter=arguments.adapter)
-    else:
-        rank = profile.lora_rank if model == profile.model else None
-        rank = rank if arguments.lora_rank is None else arguments.lora_rank  # 0 is an error, not the default
-        policy = load_policy(model, quantize, rank, device, seed=config.seed)
-    return policy, config, task
+from .credit.credit import Credit, load_arm
+from .train.config import TrainConfig
+from .train.options import (
+    OPTIMISER,
+    ROLLOUT,
+    RUN,
+    SAMPLING,
+    Arm,
+    Asked,
+    Graded,
+    Imitated,
+    Kept,
+    Model,
+    defaults,
+    given,
+    group,
+    taken,
+)
+
+ERROR = 2  # exit status of bad input
 
 
-def train(arguments: argparse.Namespace) -> None:
-    """Train a policy, save it."""
-    policy, config, task = _policy_config_task(arguments, "train")
-    trainer = Trainer(
-        policy,
-        task,
-        config,
-        arguments.output,
-        load_protocol(arguments.protocol),
-        header={"arm": arguments.arm, "protocol": arguments.protocol},
-        checkpoint_every=arguments.checkpoint_every,
-        resume=arguments.resume,
-        trackers=arguments.trackers,
-        record_rollouts=arguments.record_rollouts,
+def _options(command: Any, argv: list[str], **groups: Any) -> Any:
+    made = make_dataclass("Options", [(k, type(g), field(default_factory=lambda g=g: g)) for k, g in groups.items()])
+    made.__doc__ = command.__doc__
+    return parse(made, command.__name__, argv)
+
+
+def train(argv: list[str]) -> None:
+    """Train a policy on a task."""
+    arm = given(argv, "--arm") or "gtpo"
+    credit = load_arm(arm)
+    config, model, task = defaults(argv, "adapter")
+    own = isinstance(credit, Credit)
+    chosen = _options(
+        train,
+        argv,
+        model=model,
+        rollout=group((Asked(task), None), (config, ROLLOUT)),
+        credit=group((Arm(arm), None), *([(credit, None)] if own else [])),
+        optimiser=group((config, OPTIMISER), doc="How the weights change."),
+        run=group((Kept(), None), (config, RUN)),
     )
-    last = trainer.train()[-1]
-    print(
-        f"done: {len(trainer.history)} steps, last step: accuracy {last['reward/outcome']:.2f}, mean turn reward "
-        f"{last['reward/turn_mean']:+.3f}, gradient norm {last['grad/norm']:.3g}"
-    )
-    if arguments.output:
-        policy.save(Path(arguments.output) / "policy")
-        print(f"metrics: {Path(arguments.output) / 'metrics.jsonl'}; policy: {Path(arguments.output) / 'policy'}")
+    rollout, run = chosen.rollout, chosen.run
+    credit = Credit(**taken(Credit, chosen.credit)) if own else credit
+    config = replace(config, credit=credit, **taken(TrainConfig, rollout, chosen.optimiser, run))
+    if run.output is not None and Path(run.output).is_file():
+        raise ValueError(f"output={run.output!r}: is a file; name a folder")
+    protocol, task = gm.load_protocol(rollout.protocol), gm.load_task(rollout.task, "train")
+    policy = Model(**vars(chosen.model)).load(config.seed)
+    header = {"arm": arm, "protocol": rollout.protocol}
+    kept = (run.checkpoint_every, run.resume, run.trackers, run.record_rollouts)
+    steps = gm.Trainer(policy, task, config, run.output, protocol, None, header, *kept).train()
+    accuracy = [step["reward/outcome"] for step in steps]
+    few = max(1, len(accuracy) // 10)
+    start, end = (sum(part) / few for part in (accuracy[:few], accuracy[-few:]))
+    print(f"done: {len(accuracy)} steps; training accuracy {start:.2f} at the start, {end:.2f} at the end")
+    print(f"where: {run.output}/policy and {run.output}/metrics.jsonl" if run.output else "where: nothing was kept")
+    again = f"gtpo-mini evaluate --model {run.output} --task {rollout.task} --output {run.output}/after.jsonl"
+    again += f" --protocol {rollout.protocol}" * (rollout.protocol != "fenced")
+    print(f"next: {again}" if run.output else "next: give the run a folder, --output FOLDER")
 
 
-def imitate(arguments: argparse.Namespace) -> None:
-    """Make or read traces, train on them, save traces, policy and a record."""
-    folder = Path(arguments.output)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"--output {folder}: is there already; choose a new folder")
-    for name in ("batch", "problems", "samples"):
-        if getattr(arguments, name) < 1:
-            raise ValueError(f"--{name} {getattr(arguments, name)}: must be at least 1")
-    policy, config, task = _policy_config_task(arguments, "train")
-    protocol = load_protocol(arguments.protocol)
-    folder.mkdir(parents=True, exist_ok=True)
-    with Sandbox() as sandbox:
-        engine = RolloutEngine(policy, protocol, sandbox, config.sampling(rows=64))
-        if arguments.traces:
-            traces = read_traces(arguments.traces, engine.chat, sandbox, config.max_context)
-        else:
-            traces = sample_traces(engine, task, arguments.problems, arguments.samples, config.seed)
-    write_traces(folder / "traces.jsonl", traces)
-    failed = sum(any(turn.invalid_call for turn in trace.turns) for trace in traces)
-    print(f"{len(traces)} traces: {folder / 'traces.jsonl'}" + (f"; in {failed} a call failed" if failed else ""))
-    if config.gradient_checkpointing:
-        policy.checkpoint_gradients()
-    losses = imitate_traces(
-        policy, traces, config.steps, config.learning_rate, arguments.batch, config.tokens_per_pass, Random(config.seed)
-    )
-    policy.save(folder / "policy")
-    source = f"traces of {Path(arguments.traces).name}" if task is None else task.name
-    header = run_header(config, policy.name, source, str(policy.device))
-    record = {**header, "protocol": protocol.name, "traces": len(traces), "batch": arguments.batch, "losses": losses}
-    (folder / "imitation.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    start = folder / "policy"
-    if policy.is_lora:
-        start = folder / "merged"
-        print(f"then: python -m gtpo_mini merge {folder / 'policy'} --output {start}")
-    print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f}")
-    print(f"then: python -m gtpo_mini train --model {start} ..., with the same task, protocol and limits")
+def evaluate(argv: list[str]) -> None:
+    """Grade a policy on a task."""
+    config, model, task = defaults(argv, "lora_rank")
+    rollout = group((Asked(task), None), (config, (*SAMPLING, "seed")))
+    chosen = _options(evaluate, argv, model=model, rollout=rollout, evaluation=group((Graded(), None)))
+    rollout, wanted, samples = chosen.rollout, chosen.evaluation, chosen.evaluation.samples
+    from .experiments.evaluate import powers_of_two
+    from .experiments.results import require_writable, write_results
+    from .train.metrics import run_header
 
-
-def merge(arguments: argparse.Namespace) -> None:
-    """Merge an adapter into its base."""
-    print(merge_adapter(arguments.adapter, arguments.output, arguments.base))
-
-
-def evaluate(arguments: argparse.Namespace) -> None:
-    """Grade a policy on a task, print intervals, write a line a problem."""
-    if arguments.output:
-        if Path(arguments.output).is_file():
-            raise ValueError(f"--output {arguments.output}: is there already; choose another file")
-        require_writable(arguments.output)
-    policy, config, task = _policy_config_task(arguments, arguments.split)
-    temperature = config.temperature if arguments.temperature is None else arguments.temperature
-    settings = config.sampling(rows=64, temperature=temperature)
-    protocol, samples = load_protocol(arguments.protocol), arguments.samples
-    result = run_evaluation(policy, task, settings, samples, arguments.problems, protocol, seed=config.seed)
+    if wanted.output:
+        if Path(wanted.output).exists():
+            raise ValueError(f"--output {wanted.output}: is there already; choose another file")
+        require_writable(wanted.output)
+    settings = config.sampling(rows=64, **{name: getattr(rollout, name) for name in SAMPLING})
+    protocol, task = gm.load_protocol(rollout.protocol), gm.load_task(rollout.task, wanted.split)
+    model = Model(**vars(chosen.model))
+    if model.adapter and given(argv, "--model") is None:
+        model = replace(model, model=None)  # an adapter names its own base
+    policy = model.load(rollout.seed)
+    result = gm.evaluate(policy, task, settings, samples, wanted.problems, protocol, seed=rollout.seed)
     found = [("accuracy", result.interval)]
     found += [(f"pass@{k}", result.pass_interval(k)) for k in powers_of_two(samples) if k > 1]
     found += [(f"maj@{samples}", result.majority_interval)] if samples > 1 else []
-    print(f"{task.name} ({task.split}), {len(result.problems)} problems x {samples}, 95 % intervals:")
-    for name, interval in found:
-        print(f"  {name} {interval.estimate:.3f} [{interval.low:.3f}, {interval.high:.3f}]")
-    if arguments.output:
+    shown = ", ".join(f"{name} {i.estimate:.3f} [{i.low:.3f}, {i.high:.3f}]" for name, i in found)
+    if wanted.output:
         header = run_header(config, policy.name, task.name, str(policy.device))
-        header |= {"split": task.split, "samples": samples, "protocol": protocol.name, "temperature": temperature}
-        write_results(arguments.output, result, task.problems[: arguments.problems], header)
+        header |= {"split": task.split, "samples": samples, "protocol": protocol.name}
+        header |= {"temperature": settings.temperature}
+        write_results(wanted.output, result, task.problems[: wanted.problems], header)
+    print(f"{task.name} ({task.split}), {len(result.problems)} problems x {samples}, 95 % intervals: {shown}")
+    print(f"where: {wanted.output or 'nothing was kept (--output FILE keeps it, per problem)'}")
+    print(f"next: gtpo-mini compare OTHER.jsonl {wanted.output or 'THIS.jsonl'}, paired by problem")
 
 
-def compare(arguments: argparse.Namespace) -> None:
-    """Pair two results files."""
-    print(compare_files(arguments.a, arguments.b))
+def imitate(argv: list[str]) -> None:
+    """Cold start: supervised training on traces, own ones or the model's own right rollouts."""
+    config, model, task = defaults(argv, "adapter")
+    rollout = group((Asked(task), None), (config, (*SAMPLING, "seed")))
+    imitated = Imitated(given(argv, "--output") or "")
+    chosen = _options(imitate, argv, model=model, rollout=rollout, imitation=group((imitated, None)))
+    rollout, how = chosen.rollout, chosen.imitation
+    folder = Path(how.output)
+    if not how.output:
+        raise ValueError("imitate needs --output FOLDER, for traces.jsonl, imitation.json and the policy")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"--output {folder}: is there already; choose a new folder")
+    for name in ("batch", "problems", "samples"):
+        if getattr(how, name) < 1:
+            raise ValueError(f"--{name} {getattr(how, name)}: must be at least 1")
+    config = replace(config, **taken(TrainConfig, rollout, how))
+    from .train.imitation import imitate_into
+
+    protocol = gm.load_protocol(rollout.protocol)
+    task = None if how.traces else gm.load_task(rollout.task, "train")
+    policy = Model(**vars(chosen.model)).load(config.seed)
+    sources = (task, how.traces, how.problems, how.samples)
+    traces, losses = imitate_into(folder, policy, protocol, config, sources, how.batch)
+    failed = sum(any(turn.invalid_call for turn in trace.turns) for trace in traces)
+    print(f"done: {len(traces)} traces (in {failed} a call failed), loss {losses[0]:.3f} -> {losses[-1]:.3f}")
+    print(f"where: {folder}/policy and {folder}/traces.jsonl")
+    merged = f"gtpo-mini merge {folder} --output {folder}/merged, then " if policy.is_lora else ""
+    start = folder / "merged" if policy.is_lora else folder
+    print(f"next: {merged}gtpo-mini train --model {start} ..., with the same task, protocol and limits")
 
 
-def check(arguments: argparse.Namespace) -> None:
-    """Grade a task's gold answers and wrong ones; a task that fails is an error."""
-    options = {} if arguments.size is None else {"size": arguments.size}
-    found = check_task(load_task(arguments.task, arguments.split, **options))
-    print(
-        f"{arguments.task} ({arguments.split}): {found.checked} problems, {len(found.gold_fails)} whose gold answer is "
-        f"graded wrong, {len(found.wrong_passes)} wrong answers graded right, {len(found.no_gold)} without gold answer"
-    )
-    if found.ok:
-        return
-    failed = {
-        "gold graded wrong": found.gold_fails,
-        "wrong graded right": [f"{key} {text[:60]!r}" for key, text in found.wrong_passes],
-        "no gold answer": found.no_gold,
-    }
-    shown = [f"{what}: {', '.join(list(those)[:5])}" for what, those in failed.items() if those]
-    raise ValueError(f"task {arguments.task!r} fails the check (ids): {'; '.join(shown)}")
+def compare(a: Positional[str], b: Positional[str]) -> None:
+    """The difference of two results files, paired by problem.
+
+    Args:
+        a: file of evaluate --output, or a recorded run
+        b: another, on the same problems; the result is b minus a
+    """
+    print(gm.compare(a, b))
 
 
-def view(arguments: argparse.Namespace) -> None:
-    """Write the page that browses a run's rollouts."""
-    run = Path(arguments.run)
+def check(task: Positional[str], split: str = "test", size: int | None = None) -> None:
+    """Grade a task's gold answers, and wrong ones made from them; a task that fails is an error.
+
+    Args:
+        task: as in train --task
+        split: train or test
+        size: how many problems; all unless given
+    """
+    from .tasks.task import check_task
+
+    found = check_task(gm.load_task(task, split, **({} if size is None else {"size": size})))
+    print(f"{task} ({split}): {found}")
+    if not found.ok:
+        raise ValueError(f"task {task!r} fails the check")
+
+
+def view(run: Positional[Path], output: Path = Path("rollouts.html")) -> None:
+    """Write a page that shows the rollouts of a run.
+
+    Args:
+        run: folder of a run trained with --record-rollouts, or its rollouts.jsonl
+        output: the page
+    """
+    from .experiments.viewer import load_rollouts, rollouts_page
+
     rollouts = load_rollouts(run / "rollouts.jsonl" if run.is_dir() else run)
-    Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
-    Path(arguments.output).write_text(rollouts_page(rollouts, title=run.resolve().name), encoding="utf-8")
-    print(f"{arguments.output}: {len(rollouts)} rollouts")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(rollouts_page(rollouts, title=run.resolve().name), encoding="utf-8")
+    print(f"{output}: {len(rollouts)} rollouts")
 
 
-def _chosen(arguments: argparse.Namespace, *names: str) -> dict:
-    return {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+def merge(adapter: Positional[str], output: str, base: str | None = None) -> None:
+    """Merge a trained adapter into its base model: a plain transformers folder.
+
+    Args:
+        adapter: the run, or the folder of the adapter
+        output: a new folder
+        base: folder or hub name of the base model, if the adapter's own name for it does not do
+    """
+    from .train.merge import merge as merged
+
+    print(merged(adapter, output, base))
 
 
-def experiment(arguments: argparse.Namespace) -> None:
-    """Train arms with several seeds."""
-    options = _chosen(arguments, "steps", "problems_per_step", "learning_rate", "eval_problems", "regime")
-    if arguments.rates:
-        options["rates"] = read_rates(arguments.rates)
-    seeds = list(range(arguments.seeds))
-    runs = run_arms(arguments.arms, seeds, arguments.output, arguments.profile, arguments.processes, **options)
-    for arm in arguments.arms:
-        ends = [run.footer["sampled"]["accuracy"] for run in runs if run.arm == arm and "sampled" in run.footer]
-        low, high = t_interval(ends)[1:] if len(ends) > 1 else (float("nan"),) * 2
-        if ends:
-            print(f"{arm}: held-out accuracy {sum(ends) / len(ends):.3f} [{low:.3f}, {high:.3f}], {len(ends)} seeds")
+@dataclass(frozen=True)
+class Arms:
+    """What `Experiment` and `Search` share."""
+
+    output: str  # folder; finished runs in it are kept
+    arms: tuple[str, ...] = ("grpo", "gtpo")  # names of arms
+    profile: str | None = None  # cpu, t4 or rtx (GTPO_PROFILE, or cpu)
+    regime: str | None = None  # another start and task: weak, strong, long, ...
+    steps: int | None = None  # the profile's unless given
+    problems_per_step: int | None = None  # the profile's unless given
+    processes: int = 2  # runs at a time
+
+    def options(self, *more: str) -> dict[str, Any]:
+        """What was given."""
+        names = ("profile", "processes", "regime", "steps", "problems_per_step", *more)
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
-def search(arguments: argparse.Namespace) -> None:
-    """Search every arm's learning rate."""
-    options = _chosen(arguments, "profile", "processes", "steps", "problems_per_step", "regime")
-    seeds = range(1000, 1000 + arguments.seeds)
-    best = search_rates(arguments.arms, arguments.rates, arguments.output, seeds, **options)
-    print("\n".join(f"{arm}: {rate}" for arm, rate in best.items()))
+@dataclass(frozen=True)
+class Experiment(Arms):
+    """Train arms with several seeds, each run recorded."""
+
+    seeds: int = 3  # seeds 0 .. n-1
+    learning_rate: float | None = None  # one for all arms; the profile's unless given
+    rates: str | None = None  # rates.json of a search: each arm's own learning rate
+    eval_problems: int | None = None  # held-out problems of an evaluation; 1024 unless given
+
+    def __call__(self) -> None:
+        from .experiments.experiments import ends_table, read_rates
+
+        options = self.options("learning_rate", "eval_problems")
+        options |= {"rates": read_rates(self.rates)} if self.rates else {}
+        runs = gm.run_arms(self.arms, range(self.seeds), self.output, **options)
+        print(ends_table(runs))
+        print(f"where: {self.output}, a folder a run\nnext: gtpo-mini plot {self.output}")
 
 
-def plot(arguments: argparse.Namespace) -> None:
-    """Draw the learning curves of recorded runs."""
-    runs = load_runs(arguments.runs)
-    title = "{policy} policy on {task}: learning to use a Python tool over several turns".format(**runs[0].header)
-    print(save_figure(plot_learning_curves(runs, title), arguments.name, runs, arguments.output))
+@dataclass(frozen=True)
+class Search(Arms):
+    """Search every arm's learning rate with the same budget, recorded."""
+
+    rates: tuple[float, ...] = (1e-4, 3e-4, 6e-4)  # learning rates to try
+    seeds: int = 1  # seeds of the search, 1000 ..
+
+    def __call__(self) -> None:
+        from .experiments.experiments import search_rates
+
+        seeds = range(1000, 1000 + self.seeds)
+        best = search_rates(self.arms, self.rates, self.output, seeds, **self.options())
+        print("\n".join(f"{arm}: {rate}" for arm, rate in best.items()))
+        record = f"{self.output}/rates.json"
+        print(f"where: {record}\nnext: gtpo-mini experiment --rates {record} --arms {' '.join(self.arms)} --output DIR")
 
 
-def report(arguments: argparse.Namespace) -> None:
-    """Make the README's results and figures from the recorded runs."""
-    print(write_report())
-    print("\n".join(map(str, readme_figures())))
+def plot(runs: Positional[str], output: str = "results", name: str = "side_by_side") -> None:
+    """Draw the learning curves of recorded runs.
+
+    Args:
+        runs: folder of recorded runs
+        output: folder
+        name: of the files
+    """
+    from .experiments.plots import plot_learning_curves, save_figure
+
+    recorded = gm.load_runs(runs)
+    title = "{policy} policy on {task}: learning to use a Python tool over several turns".format(**recorded[0].header)
+    print(save_figure(plot_learning_curves(recorded, title), name, recorded, output))
 
 
-def coldstart(arguments: argparse.Namespace) -> None:
-    """Make the tiny policy again."""
-    cold_start(Path(arguments.output or TINY_FOLDER))
+def report() -> None:
+    """Write the results in README and docs from data/runs, and their figures."""
+    from .experiments.plots import readme_figures
+    from .experiments.report import write_report
+
+    print("\n".join(map(str, [write_report(), *readme_figures()])))
 
 
-def links(arguments: argparse.Namespace) -> None:
-    """Write the repository's address into the notebooks."""
+def links() -> None:
+    """Write the address in pyproject.toml into the notebooks' badges and setup cells."""
+    from .experiments.colab import write_links
+
     print(f"changed: {', '.join(write_links()) or 'nothing'}")
 
 
-def reproduce(arguments: argparse.Namespace) -> None:
-    """Run the notebooks."""
-    for path in run_notebooks(arguments.output, arguments.notebooks):
-        print(path)
+def coldstart(output: Path | None = None) -> None:
+    """Make the tiny policy again (about half an hour on one core).
+
+    Args:
+        output: another folder than data/tiny_policy
+    """
+    from .experiments.coldstart import cold_start
+
+    cold_start(*([output] if output else []))
+
+
+def reproduce(notebooks: Positional[tuple[str, ...]] = (), output: str = "results") -> None:
+    """Run all notebooks, write HTML and figures.
+
+    Args:
+        notebooks: beginnings of names, e.g. 02; all unless given
+        output: folder
+    """
+    from .experiments.reproduce import reproduce as run_notebooks
+
+    print("\n".join(map(str, run_notebooks(output, list(notebooks)))))
+
+
+#: The first three take the command line itself: one option's default there depends on another's value.
+COMMANDS = {c.__name__.lower(): c for c in (train, evaluate, imitate, compare, check, view, merge)}
+COMMANDS |= {c.__name__.lower(): c for c in (Experiment, Search, plot, report, links, coldstart, reproduce)}
+
+
+def parse(kind: type, name: str, argv: list[str]) -> Any:
+    """The options of a command.
+
+    Raises:
+        ValueError: an option or value that does not fit, in one line, with the likely one.
+    """
+    boxes = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(boxes):
+            return tyro.cli(kind, prog=f"gtpo-mini {name}", args=argv, config=(tyro.conf.OmitArgPrefixes,))
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+    lines = [line.strip("│ ") for line in boxes.getvalue().splitlines()[1:]]
+    parts = " ".join("|" if line.startswith(("─", "╭", "╰")) else line for line in lines).split("|")
+    near = re.findall(r"(--[\w-]+)", parts[1]) if "Perhaps" in "".join(parts[1:2]) else []
+    hint = f"; perhaps {' or '.join(dict.fromkeys(near[:2]))}" if near else f"; gtpo-mini {name} --help lists all"
+    raise ValueError(" ".join(parts[0].split()).rstrip(".") + hint)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; bad input is one line on stderr and exit status 2, not a traceback."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: gtpo-mini COMMAND [OPTIONS]   (gtpo-mini COMMAND --help lists its options)\n")
+        print("\n".join(f"  {name:12}{command.__doc__.splitlines()[0]}" for name, command in COMMANDS.items()))
+        return 0
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # MODULE:NAME may lie in the current folder
+    try:
+        with warnings.catch_warnings():
+            warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+            for kind in (FutureWarning, DeprecationWarning):
+                warnings.simplefilter("ignore", kind)
+            _run(argv[0], argv[1:])
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return ERROR
+    except KeyboardInterrupt as stop:
+        print(stop if stop.args else "stopped", file=sys.stderr)
+        return 130
+    except SystemExit as stop:  # --help
+        return stop.code or 0
+    return 0
+
+
+def _run(name: str, argv: list[str]) -> None:
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, 1)
+        hint = f"; perhaps {near[0]!r}" if near else ""
+        raise ValueError(f"unknown command {name!r}{hint}; known: {', '.join(COMMANDS)}")
+    command = COMMANDS[name]
+    if command in (train, evaluate, imitate):
+        command(argv)
+    elif isinstance(command, type):
+        parse(command, name, argv)()
+    else:  # parsed first, and only then called: what it prints is no error of the command line
+        parse(functools.wraps(command)(lambda **options: functools.partial(command, **options)), name, argv)()

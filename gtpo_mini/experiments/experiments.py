@@ -17,7 +17,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..credit.checks import finite_number
-from ..credit.credit import ARMS, Credit
+from ..credit.credit import ARMS, load_arm
 from ..policy.load import load_policy
 from ..sandbox import Sandbox
 from ..tasks.task import load_task
@@ -27,24 +27,11 @@ from ..train.record import RecordedRun, load_runs, read_run
 from ..train.trainer import Trainer
 from .evaluate import evaluate
 from .regimes import load_regime, regime_policy
+from .stats import t_interval
 
 __all__ = ["ARMS", "RecordedRun", "load_runs", "read_rates", "run_arm", "run_arms", "search_rates"]
 
 _EVAL_ROWS = 256  # rollouts decoded at once in an evaluation, which keeps nothing for a backward pass
-
-
-def load_arm(name: str) -> Credit:
-    """The credit assignment of an arm.
-
-    Raises:
-        ValueError: unknown arm.
-
-    >>> load_arm("grpo").rewards
-    'trajectory'
-    """
-    if name not in ARMS:
-        raise ValueError(f"unknown arm {name!r}; known: {', '.join(ARMS)}")
-    return ARMS[name]
 
 
 def run_arm(
@@ -257,3 +244,16 @@ def _show_progress(bar: tqdm, folders: list[tuple[str, int, Path]], finished: di
     bar.set_postfix_str(", ".join(now))
     if (path := os.environ.get("GTPO_PROGRESS")) and now:
         Path(path).write_text(f"{time.time():.0f} " + ", ".join(now))
+
+
+def ends_table(runs: Sequence[RecordedRun]) -> str:
+    """A line an arm: accuracy of the first step, and at the end (held out, where evaluated) with its t-interval."""
+    lines = []
+    for arm in dict.fromkeys(run.arm for run in runs):
+        mine = [run for run in runs if run.arm == arm]
+        start = mean([run.steps[0]["reward/outcome"] for run in mine])
+        ends = [run.footer["sampled"]["accuracy"] for run in mine if "sampled" in run.footer]
+        ends = ends or [run.steps[-1]["reward/outcome"] for run in mine]
+        band = " [{:.3f}, {:.3f}]".format(*t_interval(ends)[1:]) if len(ends) > 1 else ""
+        lines.append(f"{arm}: accuracy {start:.3f} at the start, {mean(ends):.3f}{band} at the end, {len(ends)} seeds")
+    return "\n".join(lines)

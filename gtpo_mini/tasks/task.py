@@ -74,6 +74,15 @@ class TaskCheck:
         """True if each gold answer was right and each mutated one wrong, and every problem had one."""
         return not (self.no_gold or self.gold_fails or self.wrong_passes)
 
+    def __str__(self) -> str:
+        found = {
+            "whose gold answer is graded wrong": self.gold_fails,
+            "wrong answers graded right": [f"{key} {text[:60]!r}" for key, text in self.wrong_passes],
+            "without gold answer": self.no_gold,
+        }
+        parts = [f"{len(ids)} {what}" + (f" (ids: {', '.join(ids[:5])})" if ids else "") for what, ids in found.items()]
+        return f"{self.checked} problems, {', '.join(parts)}"
+
 
 def check_task(task: Task) -> TaskCheck:
     """Grade each problem's gold answer, which must be right, and mutated ones, which must be wrong.
