@@ -345,6 +345,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if "" not in sys.path:
         sys.path.insert(0, "")  # MODULE:NAME may lie in the current folder
+    shown = warnings.formatwarning
     try:
         with warnings.catch_warnings():
             warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
@@ -359,6 +360,8 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except SystemExit as stop:  # --help
         return stop.code or 0
+    finally:
+        warnings.formatwarning = shown
     return 0
 
 

@@ -45,7 +45,7 @@ def test_a_file_without_results_is_named(tmp_path):
 
 
 def test_a_place_where_results_cannot_go_shows_before_the_evaluation(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("gtpo_mini.cli.run_evaluation", lambda *words: pytest.fail("the work was begun"))
+    monkeypatch.setattr("gtpo_mini.evaluate", lambda *words: pytest.fail("the work was begun"))
     (tmp_path / "file").write_text("x")
     for path in (tmp_path, tmp_path / "file" / "below"):
         assert main(["evaluate", "--output", str(path)]) == 2

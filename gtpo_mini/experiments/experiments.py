@@ -17,7 +17,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..credit.checks import finite_number
-from ..credit.credit import ARMS, load_arm
+from ..credit.credit import ARMS, Credit, load_arm
 from ..policy.load import load_policy
 from ..sandbox import Sandbox
 from ..tasks.task import load_task
@@ -54,14 +54,17 @@ def run_arm(
         eval_problems: held-out problems, the same for every run; one sample each, and once more greedily. 0: no
             evaluation.
         regime: a key of `REGIMES`: another starting policy and another variant of the offline task.
-        changes: fields of `TrainConfig`, the same for every arm of a comparison (``steps=40``).
+        changes: fields of `TrainConfig` and `Credit`, the same for every arm of a comparison (``steps=40``).
 
     Raises:
         ValueError: unknown arm, profile or regime; a finished run of another configuration in ``output``.
     """
     chosen = load_profile(profile)
     cell = load_regime(regime) if regime else None
-    config = replace(chosen.train, credit=load_arm(arm), seed=seed, **{**(cell.changes if cell else {}), **changes})
+    changes = {**(cell.changes if cell else {}), **changes}
+    own = {name: changes.pop(name) for name in Credit.__dataclass_fields__ if name in changes}
+    credit = load_arm(arm)
+    config = replace(chosen.train, credit=replace(credit, **own) if own else credit, seed=seed, **changes)
     facts = {"arm": arm, **({"regime": regime, "task_options": cell.task} if cell else {})}
     path = Path(output) / "metrics.jsonl"
     if path.exists() and (run := read_run(path)) is not None:
