@@ -95,7 +95,7 @@ def evaluate(argv: list[str]) -> None:
     from .train.metrics import run_header
 
     if wanted.output:
-        if Path(wanted.output).exists():
+        if Path(wanted.output).is_file():
             raise ValueError(f"--output {wanted.output}: is there already; choose another file")
         require_writable(wanted.output)
     settings = config.sampling(rows=64, **{name: getattr(rollout, name) for name in SAMPLING})

@@ -131,7 +131,7 @@ def test_from_the_command_line_to_a_policy_that_trains_on(tmp_path, capsys):
     assert main(["imitate", *small, "--batch", "0", "--output", str(tmp_path / "y")]) == 2
     assert "--batch 0" in capsys.readouterr().err and not (tmp_path / "y").exists()
     assert main(["train", "--model", str(tmp_path / "cold" / "policy"), *small, *steps]) == 2
-    assert "gtpo_mini merge" in capsys.readouterr().err
+    assert "gtpo-mini merge" in capsys.readouterr().err
     assert main(["train", *small, *steps, "--output", str(tmp_path / "cold")]) == 2
     assert "holds a cold start" in capsys.readouterr().err
 
