@@ -12,8 +12,8 @@ from matplotlib import pyplot as plt
 from scipy.stats import t as student
 
 from gtpo_mini.experiments import plots, report
+from gtpo_mini.experiments.compare import Difference, differences
 from gtpo_mini.experiments.experiments import RecordedRun
-from gtpo_mini.experiments.pairing import Difference, differences
 from gtpo_mini.experiments.report import arms_table, load_cells, results_text, write_report
 from gtpo_mini.experiments.stats import Interval
 

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from ..train.config import results_folder
 from ..train.metrics import mean
 from ..train.record import RecordedRun
-from .pairing import Difference
+from .compare import Difference
 from .report import ROOT, load_cells, regime_differences
 from .stats import t_interval
 

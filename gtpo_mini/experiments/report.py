@@ -10,7 +10,7 @@ from pathlib import Path
 from ..credit.credit import ARMS, VARIANTS
 from ..train.metrics import mean
 from ..train.record import RecordedRun, load_runs
-from .pairing import Difference, accuracies, correct, differences, percent, points
+from .compare import Difference, accuracies, corrected, differences, percent, points
 from .regimes import REGIMES
 from .stats import t_interval
 
@@ -72,7 +72,7 @@ def load_cells(folder: Path = ROOT / "data" / "runs", kind: str = "regimes") -> 
 def regime_differences(cells: Mapping[str, Sequence[RecordedRun]]) -> dict[str, Difference]:
     """GTPO minus GRPO in every regime of `load_cells`, p-values corrected over the regimes."""
     found = {name: differences(runs, ["gtpo"])[0] for name, runs in cells.items()}
-    return dict(zip(found, correct(list(found.values())), strict=True))
+    return dict(zip(found, corrected(list(found.values())), strict=True))
 
 
 def regimes_table(cells: Mapping[str, Sequence[RecordedRun]]) -> str:
@@ -113,7 +113,7 @@ def mends_table(cells: Mapping[str, Sequence[RecordedRun]]) -> str:
         tried = [arm for arm in VARIANTS if sum(run.arm == arm for run in runs) > 1]
         more = differences(runs, ["gtpo", *tried]) if tried else []
         names, found = [*names, *[name] * len(more)], [*found, *more]
-    for name, d in zip(names, correct(found), strict=True):
+    for name, d in zip(names, corrected(found), strict=True):
         mine = [run for run in cells[name] if run.arm == d.arm]
         calls = [run.footer["sampled"]["behaviour"]["rollout/calls"] for run in mine]
         start = mean([run.steps[0]["rollout/calls"] for run in mine])
@@ -128,7 +128,7 @@ def mends_table(cells: Mapping[str, Sequence[RecordedRun]]) -> str:
 def without_penalties(cells: Mapping[str, Sequence[RecordedRun]]) -> str:
     """What taking the penalties away does to GTPO, e.g. "weak +13.5 [+5.0, +22.0], p 0.02"; p-values corrected."""
     tried = {name: runs for name, runs in cells.items() if sum(run.arm == "no_penalty" for run in runs) > 1}
-    found = correct([differences(runs, ["no_penalty"], "gtpo")[0] for runs in tried.values()])
+    found = corrected([differences(runs, ["no_penalty"], "gtpo")[0] for runs in tried.values()])
     parts = zip(tried, found, strict=True)
     return "; ".join(f"{name} {points(d.over_seeds)}, p {d.p_holm:.2g}" for name, d in parts) or "not run"
 
@@ -136,7 +136,7 @@ def without_penalties(cells: Mapping[str, Sequence[RecordedRun]]) -> str:
 def seen_again(runs: Sequence[RecordedRun], first: int = 4) -> str:
     """What the seeds say that were added because of what the ``first`` seeds had shown; these are left out."""
     fresh = [run for run in runs if run.seed >= first]
-    found = correct([*differences(fresh, ["gtpo", "potential"]), *differences(fresh, ["no_penalty"], "gtpo")])
+    found = corrected([*differences(fresh, ["gtpo", "potential"]), *differences(fresh, ["no_penalty"], "gtpo")])
     return "; ".join(f"`{d.arm}` minus `{d.base}` {points(d.over_seeds)} points, p {d.p_holm:.2g}" for d in found)
 
 
@@ -145,7 +145,9 @@ def at_one_rate(folder: Path = ROOT / "data" / "runs") -> str:
     others = [run for run in load_runs(folder / "ablation") if run.arm in ("+turn_rewards", "gtpo")]
     runs = [*others, *load_runs(folder / "one_rate")]
     (rate,) = {run.header["config"]["learning_rate"] for run in runs}
-    found = correct([differences(runs, [new], old)[0] for old, new in pairwise(["+turn_rewards", "+returns", "gtpo"])])
+    found = corrected(
+        [differences(runs, [new], old)[0] for old, new in pairwise(["+turn_rewards", "+returns", "gtpo"])]
+    )
     said = [f"`{d.arm}` minus `{d.base}` {points(d.over_seeds)} points, p {d.p_holm:.2g}" for d in found]
     broken = "; ".join(broke_down([run for run in runs if run.arm == "+returns"])) or "none"
     return f"all at {rate:g} ({found[0].seeds} seeds): {'; '.join(said)} (broke down: {broken})"

@@ -1,7 +1,7 @@
 """How sure we may be: intervals over seeds and problems, what could have been seen, pass@k.
 
-Seeds and problems are two kinds of luck. A few seeds take Student's t (a percentile bootstrap covers 73 % at
-three of them); a rate takes Wilson; a difference over hundreds of paired problems takes the bootstrap.
+A few seeds take Student's t (a percentile bootstrap covers 73 % at three of them), a rate takes Wilson's interval, a
+difference over hundreds of paired problems takes the bootstrap.
 """
 
 from __future__ import annotations
@@ -17,28 +17,24 @@ from scipy import stats as distributions
 
 from ..credit.checks import finite_number, finite_numbers, open_fraction, whole_number
 
-# Of the difference of two 0/1 scores of a problem, when the arms disagree on a fifth of the problems.
-_PAIRED_PROBLEM_SD = math.sqrt(0.2)
+_PAIRED_PROBLEM_SD = math.sqrt(0.2)  # of a difference of 0/1 scores, where arms disagree on a fifth of the problems
 
 
 class Interval(NamedTuple):
-    """An estimate with both ends of its confidence interval, in the unit of the values.
-
-    >>> Interval(estimate=0.5, low=0.4, high=0.6).high
-    0.6
-    """
+    """An estimate with both ends of its confidence interval, in the unit of the values."""
 
     estimate: float
     low: float
     high: float
 
 
-def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+def t_interval(values: Sequence[float], confidence: float = 0.95, share: bool = False) -> Interval:
     """Mean over seeds with Student's t interval: mean +- t(S - 1) * s / sqrt(S), s being the sample std.
 
     Args:
         values: one number a seed, S >= 2 of them, from independent runs.
         confidence: coverage, in (0, 1).
+        share: the values are shares (an accuracy): the interval does not leave [0, 1].
 
     Returns:
         The mean and its interval.
@@ -52,12 +48,15 @@ def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
 
     >>> [round(x, 1) for x in t_interval([0.0, 2.0])]
     [1.0, -11.7, 13.7]
+    >>> [round(x, 2) for x in t_interval([0.7, 0.8], share=True)]
+    [0.75, 0.11, 1.0]
     """
     confidence = open_fraction("confidence", confidence)
     numbers = finite_numbers("values (one a seed)", values, at_least=2)
     mean, error = float(np.mean(numbers)), float(distributions.sem(numbers))
     half = error * float(distributions.t.ppf((1 + confidence) / 2, df=len(numbers) - 1))
-    return Interval(mean, mean - half, mean + half)
+    low, high = mean - half, mean + half
+    return Interval(mean, max(0.0, low), min(1.0, high)) if share else Interval(mean, low, high)
 
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> Interval:
@@ -93,11 +92,12 @@ def paired_bootstrap(
 ) -> Interval:
     """Mean of a - b over the same problems, with a percentile bootstrap interval over problems.
 
-    Only for many problems (a hundred or more); over a few seeds it is far too narrow: ``t_interval`` there.
+    Only for a hundred problems or more; over a few seeds it is far too narrow. It warns when every difference is the
+    same: an interval without width is not certainty.
 
     Args:
         a: one score a problem (for instance its share of correct rollouts), P >= 2 of them.
-        b: the other arm's scores, of the same problems in the same order.
+        b: the other side's scores, of the same problems in the same order.
         confidence: coverage, in (0, 1).
         resamples: how often the problems are drawn again, at least 100.
         seed: of the draws.
@@ -108,28 +108,21 @@ def paired_bootstrap(
     Raises:
         ValueError: fewer than two problems, lengths that differ, NaN or infinity, or a bad setting.
 
-    It warns when every difference is the same: an interval without width is not certainty.
-
     Source: [D]; Efron (1979).
 
     >>> paired_bootstrap([1, 1, 0, 1] * 25, [0, 1, 0, 1] * 25).estimate
     0.25
     """
     confidence = open_fraction("confidence", confidence)
-    resamples = whole_number("resamples", resamples, low=100)
-    seed = whole_number("seed", seed, low=0)
+    resamples, seed = whole_number("resamples", resamples, low=100), whole_number("seed", seed, low=0)
     scores_a, scores_b = finite_numbers("a", a, at_least=2), finite_numbers("b", b, at_least=2)
     if len(scores_a) != len(scores_b):
         raise ValueError(f"a and b must score the same problems: got {len(scores_a)} and {len(scores_b)}")
     differences = [x - y for x, y in zip(scores_a, scores_b, strict=True)]
     mean = math.fsum(differences) / len(differences)
     if min(differences) == max(differences):
-        warnings.warn(
-            f"all {len(differences)} paired differences are equal: the interval has no width, which is not "
-            "certainty; state minimum_detectable_effect beside it",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+        text = f"all {len(differences)} paired differences are equal: an interval without width is not certainty; "
+        warnings.warn(text + "state minimum_detectable_effect beside it", RuntimeWarning, stacklevel=2)
         return Interval(mean, mean, mean)
     result = distributions.bootstrap(
         (np.array(differences),),
@@ -140,7 +133,7 @@ def paired_bootstrap(
         method="percentile",
         rng=np.random.default_rng(seed),
     )
-    return Interval(mean, float(result.confidence_interval.low), float(result.confidence_interval.high))
+    return Interval(mean, *map(float, result.confidence_interval))
 
 
 def minimum_detectable_effect(
@@ -148,14 +141,11 @@ def minimum_detectable_effect(
 ) -> float:
     """Smallest true difference of two arms that n units show with the given power, two-sided.
 
-    Over "problems" both arms answer the same n problems and ``sd`` is the std of the per-problem
-    difference; by default sqrt(0.2), that of 0/1 scores where the arms disagree on 20 % of the problems. Over
-    "seeds" each arm has n runs of its own and ``sd`` is the std between seeds within an arm.
-
     Args:
         n: problems, or seeds an arm; at least 2.
-        sd: standard deviation as above, above 0; must be given for seeds.
-        over: "problems" or "seeds".
+        sd: above 0. Over problems: std of the per-problem difference, by default sqrt(0.2), that of 0/1 scores where
+            the arms disagree on 20 % of the problems. Over seeds: std between an arm's seeds; it must be given.
+        over: "problems" (both arms answer the same n), or "seeds" (each arm has n runs of its own).
         power: chance to see an effect of this size.
         confidence: 1 - the chance to see an effect that is not there.
 
@@ -167,34 +157,27 @@ def minimum_detectable_effect(
 
     Source: [D]; power of the t-test by the noncentral t distribution.
 
-    Three points take about 1,740 paired problems:
+    Three points take about 1,740 paired problems; three seeds an arm see only three times the spread between seeds:
 
-    >>> round(minimum_detectable_effect(1740), 3)
-    0.03
-
-    Three seeds an arm see only what is three times the spread between seeds:
-
-    >>> round(minimum_detectable_effect(3, sd=1.0, over="seeds"), 1)
-    3.1
+    >>> round(minimum_detectable_effect(1740), 3), round(minimum_detectable_effect(3, sd=1.0, over="seeds"), 1)
+    (0.03, 3.1)
     """
     n = whole_number("n", n, low=2)
     power, confidence = open_fraction("power", power), open_fraction("confidence", confidence)
     if power <= (1 - confidence) / 2:
         raise ValueError(f"power must be above {(1 - confidence) / 2:g}, the false alarms, got {power!r}")
-    if over == "problems":
-        sd = _PAIRED_PROBLEM_SD if sd is None else sd
-        freedom, standard_error = n - 1, math.sqrt(1 / n)
-    elif over == "seeds":
-        if sd is None:
-            raise ValueError("sd must be given over seeds: the std between the seeds of one arm")
-        freedom, standard_error = 2 * (n - 1), math.sqrt(2 / n)
-    else:
+    if over not in ("problems", "seeds"):
         raise ValueError(f"over must be problems or seeds, got {over!r}")
-    sd = finite_number("sd", sd, low=0.0)
+    if sd is None and over == "seeds":
+        raise ValueError("sd must be given over seeds: the std between the seeds of one arm")
+    sd = finite_number("sd", _PAIRED_PROBLEM_SD if sd is None else sd, low=0.0)
     if sd == 0.0:
         raise ValueError("sd must be above 0, got 0.0: no spread would mean that any effect is seen")
+    arms = 1 if over == "problems" else 2
+    freedom, standard_error = arms * (n - 1), math.sqrt(arms / n)
     critical = float(distributions.t.ppf((1 + confidence) / 2, df=freedom))
 
+    # statsmodels' solver agrees to 1e-6 only, and its power is NaN in places.
     def surplus(shift: float) -> float:  # an effect seen with the wrong sign is not seen
         return float(distributions.nct.sf(critical, freedom, shift)) - power
 
@@ -207,8 +190,6 @@ def minimum_detectable_effect(
 def holm(p_values: Sequence[float]) -> list[float]:
     """Adjust p-values for the number of comparisons by Holm's step-down rule.
 
-    The k-th smallest of m is multiplied by m - k + 1; none may be below a smaller one's, none above 1.
-
     Args:
         p_values: m >= 1 p-values in [0, 1], in any order.
 
@@ -220,17 +201,16 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
     Source: [D]; Holm (1979).
 
+    The k-th smallest of m is multiplied by m - k + 1; none may be below a smaller one's, none above 1.
+
     >>> holm([0.04, 0.01, 0.03])
     [0.06, 0.03, 0.06]
     """
-    values = finite_numbers("p_values", p_values)
-    for index, value in enumerate(values):
+    for index, value in enumerate(finite_numbers("p_values", p_values)):
         finite_number(f"p_values[{index}]", value, low=0.0, high=1.0)
-    adjusted, running = [0.0] * len(values), 0.0
-    for rank, index in enumerate(sorted(range(len(values)), key=values.__getitem__)):
-        running = max(running, min(1.0, (len(values) - rank) * values[index]))
-        adjusted[index] = running
-    return adjusted
+    from statsmodels.stats.multitest import multipletests  # here: it takes a second
+
+    return multipletests(p_values, method="holm")[1].tolist()
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:

@@ -1,0 +1,275 @@
+"""Two sides compared in pairs: recorded runs by seed and by problem, results files by problem; never by their order.
+
+Seeds are one kind of luck (Student's t over the paired differences), held-out problems the other (bootstrap over
+problems of the difference averaged over seeds). Beside each difference stands the smallest one that would most likely
+(80 %) have been seen, and, where several are made together, a p-value corrected by Holm.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import stdev
+
+from scipy.stats import binomtest, ttest_1samp
+
+from ..train.metrics import mean
+from ..train.record import RecordedRun, load_runs, read_run
+from .stats import Interval, holm, minimum_detectable_effect, paired_bootstrap, t_interval
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An arm's held-out accuracy minus the base arm's, as a fraction; over the seeds that both have."""
+
+    arm: str
+    base: str
+    seeds: int
+    over_seeds: Interval
+    over_problems: Interval
+    detectable: float  #: smallest true difference that as many seeds show with 80 % power
+    p: float  #: of the paired t-test over seeds, two-sided
+    p_holm: float  #: corrected for all comparisons made together
+
+    @property
+    def verdict(self) -> str:
+        """Better, worse, or no difference shown: at 5 % over seeds after the correction, and over problems too."""
+        if self.p_holm >= 0.05 or self.over_problems.low <= 0 <= self.over_problems.high:
+            return "no difference shown"
+        return "better" if self.over_seeds.estimate > 0 else "worse"
+
+
+def accuracies(runs: Sequence[RecordedRun], arm: str, kind: str = "sampled") -> dict[int, float]:
+    """Held-out accuracy of each of an arm's seeds; ``kind`` is "sampled" or "greedy"."""
+    return {seed: run.footer[kind]["accuracy"] for seed, run in _by_seed(runs, arm).items()}
+
+
+def differences(
+    runs: Sequence[RecordedRun], arms: Sequence[str], base: str = "grpo", kind: str = "sampled"
+) -> list[Difference]:
+    """Each arm against the base arm, paired by seed and by problem; p-values corrected over all arms given.
+
+    An arm's runs that never moved are one policy graded with one set of draws: only the first of them counts.
+
+    Args:
+        runs: recorded runs with an evaluation, of all these arms, at most one a seed of each.
+        arms: whom to compare with ``base``.
+        base: the arm they are compared with.
+        kind: "sampled" or "greedy".
+
+    Raises:
+        ValueError: fewer than two common seeds that count; evaluations of which none is a part of all others; two
+            runs of one arm and seed.
+    """
+    found = []
+    theirs = _by_seed(runs, base)
+    for arm in arms:
+        pairs = _distinct([(run, theirs[seed]) for seed, run in _by_seed(runs, arm).items() if seed in theirs])
+        if len(pairs) < 2:
+            raise ValueError(
+                f"{arm} against {base}: {len(pairs)} common seeds (of runs that never moved, one counts); "
+                "at least two are needed"
+            )
+        scores_SP = _pair([run.footer[kind]["per_problem"] for pair in pairs for run in pair])
+        mine_SP, theirs_SP = scores_SP[::2], scores_SP[1::2]
+        gaps_S = [mean(mine_P) - mean(their_P) for mine_P, their_P in zip(mine_SP, theirs_SP, strict=True)]
+        over_problems = _bootstrap(
+            *([mean(scores_S) for scores_S in zip(*side, strict=True)] for side in (mine_SP, theirs_SP))
+        )
+        spread = stdev(gaps_S)
+        # One number a pair: the paired formula, whatever the pairs are.
+        detectable = minimum_detectable_effect(len(gaps_S), sd=spread, over="problems") if spread else math.nan
+        p = float(ttest_1samp(gaps_S, 0.0).pvalue) if spread else 1.0
+        found.append(Difference(arm, base, len(pairs), t_interval(gaps_S), over_problems, detectable, p, p_holm=1.0))
+    return corrected(found)
+
+
+def corrected(found: Sequence[Difference]) -> list[Difference]:
+    """The same differences, their p-values corrected (Holm) for all of them together."""
+    p_values = holm([difference.p for difference in found]) if found else []
+    return [replace(difference, p_holm=p) for difference, p in zip(found, p_values, strict=True)]
+
+
+def points(interval: Interval) -> str:
+    """A difference in points, e.g. "-0.5 [-3.6, +2.6]".
+
+    >>> points(Interval(-0.005, -0.036, 0.026))
+    '-0.5 [-3.6, +2.6]'
+    """
+    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * value for value in interval))
+
+
+def percent(shares: Sequence[float]) -> str:
+    """Mean of seeds with its t-interval in percent, within [0, 100].
+
+    >>> percent([0.7, 0.8])
+    '75.0 [11.5, 100.0]'
+    """
+    return "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * value for value in t_interval(shares, share=True)))
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One score a problem, and where they are from."""
+
+    name: str
+    scores: Mapping[str, float]  #: problem id -> share of right samples
+    task: str | None = None  #: with its split, where that is known
+    questions: Mapping[str, str] = field(default_factory=dict)  #: problem id -> digest, where that is known
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two evaluations of the same P problems."""
+
+    a_name: str
+    b_name: str
+    problems: int
+    a: float  #: mean score
+    b: float
+    difference: Interval  #: b minus a, over problems
+    a_better: int  #: problems
+    b_better: int
+    p_value: float  #: exact sign test (McNemar's) of a_better against b_better
+    detectable: float | None  #: the true difference that would be seen with 80 % power; None if no score differs
+
+    @property
+    def verdict(self) -> str:
+        """Which side is better, if the interval leaves out zero."""
+        if self.difference.low <= 0 <= self.difference.high:
+            return "no difference shown"
+        return f"{self.b_name if self.difference.estimate > 0 else self.a_name} is better"
+
+    def __str__(self) -> str:
+        a, b, same = self.a_name, self.b_name, self.problems - self.a_better - self.b_better
+        power = "every problem has the same difference: more problems are needed"
+        if self.detectable is not None:
+            power = f"a true difference of {self.detectable:.3f} would most likely (80 %) have been seen"
+        return (
+            f"{a}: {self.a:.3f}\n{b}: {self.b:.3f}\n{{}} minus {{}}: {{:+.3f}} [{{:+.3f}}, {{:+.3f}}]".format(
+                b, a, *self.difference
+            )
+            + f" (95 %, paired bootstrap over {self.problems} problems): {self.verdict}\n"
+            f"better: {b} on {self.b_better} problems, {a} on {self.a_better}, neither on {same} "
+            f"(sign test: p {self.p_value:.2g})\n{power}"
+        )
+
+
+def compare(a: str | Path | RecordedRun | Scores, b: str | Path | RecordedRun | Scores) -> Comparison:
+    """The difference b minus a of two evaluations, paired by problem.
+
+    Args:
+        a, b: as `read_scores` takes them.
+
+    Raises:
+        ValueError: a file that cannot be read; other problems in a than in b; fewer than two problems.
+
+    >>> old, new = Scores("old", {"1": 0, "2": 1, "3": 1}), Scores("new", {"3": 1, "2": 1, "1": 1})
+    >>> round(compare(old, new).difference.estimate, 2), round(compare(new, old).difference.estimate, 2)
+    (0.33, -0.33)
+    """
+    first, second = read_scores(a), read_scores(b)
+    _require_same_problems(first, second)
+    a_P, b_P = _pair([first.scores, second.scores])
+    gaps_P = [after - before for before, after in zip(a_P, b_P, strict=True)]
+    difference = _bootstrap(b_P, a_P)
+    sd = stdev(gaps_P)
+    worse, better = sum(gap < 0 for gap in gaps_P), sum(gap > 0 for gap in gaps_P)
+    return Comparison(
+        *(first.name, second.name, len(gaps_P), mean(a_P), mean(b_P), difference, worse, better),
+        p_value=float(binomtest(better, better + worse).pvalue) if better + worse else 1.0,
+        detectable=minimum_detectable_effect(len(gaps_P), sd) if sd else None,
+    )
+
+
+def read_scores(source: str | Path | RecordedRun | Scores) -> Scores:
+    """The score of each problem: of a results file, or of the sampled evaluation that ends a recorded run.
+
+    Args:
+        source: a results file, a run's ``metrics.jsonl`` or folder, a compact file with one run, or the run itself.
+
+    Raises:
+        ValueError: no such file, not JSON lines, cut off, or without results per problem.
+    """
+    if isinstance(source, Scores):
+        return source
+    name = f"{source.arm} seed {source.seed}" if isinstance(source, RecordedRun) else str(source)
+    try:
+        run = source if isinstance(source, RecordedRun) else _run_in(Path(source))
+        if run is not None:
+            scores = {str(key): float(score) for key, score in run.footer["sampled"]["per_problem"].items()}
+            return Scores(name, dict(sorted(scores.items())), run.header["task"])
+        header, *rows = [json.loads(line) for line in Path(source).read_text("utf-8").splitlines() if line.strip()]
+        scores = {row["id"]: mean([float(right) for right in row["correct"]]) for row in rows}
+        if len(rows) != header["problems"] or len(scores) != len(rows):
+            raise ValueError(f"{len(rows)} problems of {header['problems']}: the file is cut off")
+        questions = {row["id"]: row["question"] for row in rows}
+        return Scores(name, dict(sorted(scores.items())), f"{header['task']} ({header['split']})", questions)
+    except OSError as error:
+        raise ValueError(f"{name!r}: no such results file") from error
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{name!r}: not JSON lines, or cut off ({error})") from error
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ValueError(
+            f"{name!r}: no results per problem; write them with: gtpo-mini evaluate --output FILE"
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"{name!r}: {error}") from error
+
+
+def _run_in(path: Path) -> RecordedRun | None:
+    if not path.is_dir() and path.suffix != ".gz":
+        return read_run(path)
+    runs = load_runs(path)
+    if len(runs) > 1:
+        raise ValueError(f"holds {len(runs)} runs; name one run's folder or metrics.jsonl")
+    return runs[0]
+
+
+def _by_seed(runs: Sequence[RecordedRun], arm: str) -> dict[int, RecordedRun]:
+    mine = [run for run in runs if run.arm == arm]
+    found = {run.seed: run for run in mine}
+    if len(found) < len(mine):
+        raise ValueError(f"{arm}: more than one run of a seed; give the runs of one setting")
+    return found
+
+
+def _distinct(pairs: Sequence[tuple[RecordedRun, RecordedRun]]) -> list[tuple[RecordedRun, RecordedRun]]:
+    """The pairs without those in which an arm stands once more with its untouched starting policy."""
+    kept, still = [], set()
+    for pair in pairs:
+        here = {run.arm for run in pair if not run.moved}
+        if not here & still:
+            kept.append(pair)
+        still |= here
+    return kept
+
+
+def _pair(scores: Sequence[Mapping[str, float]]) -> list[list[float]]:
+    """Each side's scores of the problems that all sides have, found by their ids, in one order."""
+    least = min(scores, key=len)
+    if any(problem not in score for score in scores for problem in least):
+        raise ValueError("the runs were evaluated on different problems; only equal ones can be paired")
+    return [[score[problem] for problem in least] for score in scores]
+
+
+def _bootstrap(a: Sequence[float], b: Sequence[float]) -> Interval:
+    with warnings.catch_warnings():  # equal everywhere: what could have been seen stands beside it
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return paired_bootstrap(a, b)
+
+
+def _require_same_problems(a: Scores, b: Scores) -> None:
+    if a.task != b.task and None not in (a.task, b.task):
+        raise ValueError(f"{a.name!r} is on {a.task}, {b.name!r} on {b.task}: only the same problems can be paired")
+    wrong = f"evaluate both on the same problems: {b.name!r} and {a.name!r}"
+    for one, other in ((a, b), (b, a)):
+        if missing := sorted(set(one.scores) - set(other.scores)):
+            shown = ", ".join(missing[:5])
+            raise ValueError(f"{other.name!r} lacks {len(missing)} problems of {one.name!r} (id {shown} ...): {wrong}")
+    if other := sorted(key for key in set(a.questions) & set(b.questions) if a.questions[key] != b.questions[key]):
+        raise ValueError(f"{len(other)} problems have one id but two questions (id {', '.join(other[:5])}): {wrong}")
