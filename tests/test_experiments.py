@@ -94,7 +94,7 @@ def test_a_file_without_rates_is_named_with_the_mend(tmp_path, capsys, text):
         path.write_text(text)
     assert main(["experiment", "--rates", str(path), "--output", str(tmp_path / "runs")]) == 2
     error = capsys.readouterr().err
-    assert f"rates={str(path)!r}: no learning rates there" in error and "gtpo_mini search" in error
+    assert f"rates={str(path)!r}: no learning rates there" in error and "gtpo-mini search" in error
 
 
 def test_the_search_is_recorded_and_its_rates_are_used(tmp_path):

@@ -180,7 +180,7 @@ def read_rates(path: str | Path) -> dict[str, float]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"rates={str(path)!r}: no learning rates there ({type(error).__name__}: {error}); make them with: "
-            "python -m gtpo_mini search --output FOLDER, and take FOLDER/rates.json"
+            "gtpo-mini search --output FOLDER, and take FOLDER/rates.json"
         ) from error
 
 
