@@ -39,7 +39,7 @@ _HOMES = {
     **{"RolloutEngine": "rollout.engine", "SamplingSettings": "rollout.settings"},
     **{"TrainConfig": "train.config", "load_profile": "train.config", "Trainer": "train.trainer"},
     **{"evaluate": "experiments.evaluate", "sample": "experiments.sample"},
-    **{"run_arms": "experiments.experiments", "load_runs": "train.record", "compare": "experiments.results"},
+    **{"run_arms": "experiments.experiments", "load_runs": "train.record", "compare": "experiments.compare"},
 }
 
 __all__ = sorted(_HOMES)

@@ -90,33 +90,24 @@ def evaluate(argv: list[str]) -> None:
     rollout = group((Asked(task), None), (config, (*SAMPLING, "seed")))
     chosen = _options(evaluate, argv, model=model, rollout=rollout, evaluation=group((Graded(), None)))
     rollout, wanted, samples = chosen.rollout, chosen.evaluation, chosen.evaluation.samples
-    from .experiments.evaluate import powers_of_two
-    from .experiments.results import require_writable, write_results
+    from .experiments.evaluate import require_new
     from .train.metrics import run_header
 
     if wanted.output:
-        if Path(wanted.output).is_file():
-            raise ValueError(f"--output {wanted.output}: is there already; choose another file")
-        require_writable(wanted.output)
+        require_new(wanted.output)
     settings = config.sampling(rows=64, **{name: getattr(rollout, name) for name in SAMPLING})
     protocol, task = gm.load_protocol(rollout.protocol), gm.load_task(rollout.task, wanted.split)
     model = Model(**vars(chosen.model))
     if model.adapter and given(argv, "--model") is None:
         model = replace(model, model=None)  # an adapter names its own base
     policy = model.load(rollout.seed)
-    result = gm.evaluate(policy, task, settings, samples, wanted.problems, protocol, seed=rollout.seed)
-    found = [("accuracy", result.interval)]
-    found += [(f"pass@{k}", result.pass_interval(k)) for k in powers_of_two(samples) if k > 1]
-    found += [(f"maj@{samples}", result.majority_interval)] if samples > 1 else []
-    shown = ", ".join(f"{name} {i.estimate:.3f} [{i.low:.3f}, {i.high:.3f}]" for name, i in found)
-    if wanted.output:
-        header = run_header(config, policy.name, task.name, str(policy.device))
-        header |= {"split": task.split, "samples": samples, "protocol": protocol.name}
-        header |= {"temperature": settings.temperature}
-        write_results(wanted.output, result, task.problems[: wanted.problems], header)
-    print(f"{task.name} ({task.split}), {len(result.problems)} problems x {samples}, 95 % intervals: {shown}")
+    header = run_header(config, policy.name, task.name, str(policy.device))
+    header |= {"split": task.split, "protocol": protocol.name, "temperature": settings.temperature}
+    how = (settings, samples, wanted.problems, protocol)
+    result = gm.evaluate(policy, task, *how, seed=rollout.seed, output=wanted.output, header=header)
+    print(f"done: {task.name} ({task.split}), {len(result.problems)} problems x {samples}: {result} (95 % intervals)")
     print(f"where: {wanted.output or 'nothing was kept (--output FILE keeps it, per problem)'}")
-    print(f"next: gtpo-mini compare OTHER.jsonl {wanted.output or 'THIS.jsonl'}, paired by problem")
+    print(f"next: gtpo-mini compare BEFORE.jsonl {wanted.output or 'AFTER.jsonl'}, paired by problem")
 
 
 def imitate(argv: list[str]) -> None:

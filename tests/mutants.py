@@ -108,7 +108,15 @@ MUTANTS = [
     Mutant("half a step is saved", "train/run.py", "        self._settled = False\n", "        self._settled = True\n", RUN),
     Mutant("a second footer", "train/run.py", "        if not self.finished:\n            self.record.append", "        if True:\n            self.record.append", RUN),
     Mutant("metrics of a damaged line are lost", "train/run.py", 'self.history = state["history"]', 'self.history = [{k: v for k, v in line.items() if k != "kind"} for line in lines if line["kind"] == "step"][:done]', RUN),
-    # Tasks and comparison
+    # Comparison and tasks
+    Mutant("runs paired by order", "experiments/compare.py", "[(run, theirs[seed]) for seed, run in _by_seed(runs, arm).items() if seed in theirs]", "list(zip(_by_seed(runs, arm).values(), theirs.values()))", COMPARE),
+    Mutant("problems paired by order", "experiments/compare.py", "[[score[problem] for problem in least] for score in scores]", "[list(score.values())[: len(least)] for score in scores]", COMPARE),
+    Mutant("the difference the other way round", "experiments/compare.py", "difference = _bootstrap(b_P, a_P)", "difference = _bootstrap(a_P, b_P)", COMPARE),
+    Mutant("runs that never moved count as many", "experiments/compare.py", "        if not here & still:\n", "        if True:\n", COMPARE),
+    Mutant("p-values not corrected", "experiments/compare.py", "return corrected(found)", "return found", COMPARE),
+    Mutant("unpaired power", "experiments/compare.py", 'sd=spread, over="problems")', 'sd=spread, over="seeds")', COMPARE),
+    Mutant("a file that is cut off passes", "experiments/compare.py", 'if len(rows) != header["problems"] or len(scores) != len(rows):', "if False:", COMPARE),
+    Mutant("an evaluation in parts draws the same", "experiments/evaluate.py", "first=start * samples", "first=0", COMPARE),
     Mutant("train problems among the test's", "tasks/rows.py", 'draw(seed, {problem.metadata["question"] for problem in test})', "draw(seed, set())", "tests/test_tasks.py"),
     Mutant("any grade is right", "tasks/task.py", "if not self.partial_credit and isinstance(grade, bool | np.bool_):", "if not self.partial_credit:", "tests/test_tasks.py"),
 ]

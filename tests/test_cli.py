@@ -49,10 +49,12 @@ def test_evaluate_writes_results_per_problem(own_task, tmp_path, capsys):
     words = ["evaluate", "--task", own_task, "--samples", "2", "--output", str(output), "--max-turn-tokens", "16"]
     assert main(words) == 0
     assert "pass@2" in capsys.readouterr().out
-    header, *problems = [json.loads(line) for line in output.read_text().splitlines()]
-    assert header["samples"] == 2 and [len(line["correct"]) for line in problems] == [2] * 4
+    header, *problems, totals = [json.loads(line) for line in output.read_text().splitlines()]
+    assert (
+        totals["kind"] == "totals" and header["samples"] == 2 and [len(line["correct"]) for line in problems] == [2] * 4
+    )
     assert main(["compare", str(output), str(output)]) == 0
-    assert "b - a: +0.000" in capsys.readouterr().out
+    assert f"{output} minus {output}: +0.000" in capsys.readouterr().out
     assert main(["evaluate", "--task", own_task, "--temperature", "0", "--problems", "2"]) == 0
     assert main(words) == 2 and "is there already" in capsys.readouterr().err
 

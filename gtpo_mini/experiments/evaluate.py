@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
 
 from ..policy.model import Policy
 from ..rollout.engine import RolloutEngine, SamplingSettings
@@ -16,13 +20,15 @@ from ..train.metrics import describe_rollouts, mean
 from ..types import Problem, Trajectory
 from .stats import Interval, pass_at_k, t_interval, wilson_interval
 
+_PART = 256  # rollouts whose results are written together
+
 
 @dataclass(frozen=True)
 class Evaluation:
     """Results of P problems with k samples each."""
 
     problems: tuple[str, ...]  #: ids (P,)
-    correct: tuple[tuple[bool, ...], ...]  #: (P, k)
+    correct: tuple[tuple[bool | float, ...], ...]  #: (P, k); numbers where the task grades so
     answers: tuple[tuple[str | None, ...], ...]  #: (P, k)
     majority_correct: tuple[bool, ...]  #: (P,): is each problem's most frequent answer right
     behaviour: dict[str, float]  #: the rollout metrics of a training step
@@ -37,13 +43,21 @@ class Evaluation:
         """The accuracy with its 95 % interval over problems: Wilson's at one sample a problem, else Student's t."""
         return _over_problems([mean(row) for row in self.correct])
 
+    def __str__(self) -> str:
+        """Accuracy, and with several samples pass@k and maj@k, with their 95 % intervals."""
+        samples = len(self.correct[0])
+        found = {"accuracy": self.interval}
+        found |= {f"pass@{k}": self.pass_interval(k) for k in powers_of_two(samples) if k > 1}
+        found |= {f"maj@{samples}": self.majority_interval} if samples > 1 else {}
+        return ", ".join(f"{name} {i.estimate:.3f} [{i.low:.3f}, {i.high:.3f}]" for name, i in found.items())
+
     def pass_at(self, k: int) -> float:
         """Unbiased estimate that one of k samples is right; k at most the number of samples."""
         return self.pass_interval(k).estimate
 
     def pass_interval(self, k: int) -> Interval:
         """pass@k with its 95 % interval over problems."""
-        return _over_problems([pass_at_k(len(row), sum(row), k) for row in self.correct])
+        return _over_problems([pass_at_k(len(row), sum(grade == 1 for grade in row), k) for row in self.correct])
 
     @property
     def majority(self) -> float:
@@ -93,6 +107,8 @@ def evaluate(
     protocol: ToolProtocol | None = None,
     sandbox: Sandbox | None = None,
     seed: int = 0,
+    output: str | Path | None = None,
+    header: Mapping[str, Any] | None = None,
 ) -> Evaluation:
     """Roll a policy out on a task and grade it.
 
@@ -103,30 +119,82 @@ def evaluate(
         problems: how many of the task's problems, from the first; None: all.
         protocol, sandbox: as in `Trainer`; None takes fenced code, and a sandbox of its own.
         seed: of the sampling.
+        output: a new JSON-lines file for the results, written as they come, which `compare` reads: ``header`` (where
+            they came from), a line a problem, and the totals.
 
     Returns:
         An `Evaluation` of P problems.
 
     Raises:
-        ValueError: no samples, or no problems.
+        ValueError: no samples, or no problems; a file that is there already or cannot be written.
     """
     for name, number in (("samples", samples), ("problems", problems)):
         if number is not None and number < 1:
             raise ValueError(f"{name}={number}: must be at least 1")
     chosen: Sequence[Problem] = task.problems[:problems]
+    # In one part the rollouts are those of every recorded evaluation, to the bit.
+    part = max(1, _PART // samples) if output else len(chosen)
+    rollouts: list[Trajectory] = []
     with ExitStack() as stack:
         sandbox = sandbox or stack.enter_context(Sandbox())
         engine = RolloutEngine(policy, protocol or load_protocol(), sandbox, settings)
-        rollouts = engine.generate(chosen, samples, seed)
-    groups = [rollouts[i : i + samples] for i in range(0, len(rollouts), samples)]
-    correct = tuple(tuple(task.grade(r.problem, r.answer) for r in group) for group in groups)
-    return Evaluation(
-        problems=tuple(problem.id for problem in chosen),
-        correct=correct,
-        answers=tuple(tuple(r.answer for r in group) for group in groups),
-        majority_correct=tuple(task.grade(group[0].problem, _most_frequent(group)) for group in groups),
-        behaviour=describe_rollouts(rollouts, [right for row in correct for right in row]),
-    )
+        file = stack.enter_context(Path(require_new(output)).open("a", encoding="utf-8")) if output else None
+        grades: list[list[bool | float]] = []
+        majority: list[bool | float] = []
+        _write(file, {"kind": "header", **(header or {}), "problems": len(chosen), "samples": samples})
+        for start in range(0, len(chosen), part):
+            some = chosen[start : start + part]
+            found = engine.generate(some, samples, seed, first=start * samples)
+            rollouts += found
+            for i, problem in enumerate(some):
+                group = found[i * samples : (i + 1) * samples]
+                grades.append([task.grade(problem, rollout.answer) for rollout in group])
+                majority.append(task.grade(problem, _most_frequent(group)))
+                line = {"id": problem.id, "question": _digest(problem.question), "gold": problem.answer}
+                answers = [rollout.answer for rollout in group]
+                line |= {"correct": grades[-1], "answers": answers, "majority_correct": majority[-1]}
+                _write(file, {"kind": "problem", **line})
+        result = Evaluation(
+            problems=tuple(problem.id for problem in chosen),
+            correct=tuple(map(tuple, grades)),
+            answers=tuple(tuple(r.answer for r in rollouts[i : i + samples]) for i in range(0, len(rollouts), samples)),
+            majority_correct=tuple(majority),
+            behaviour=describe_rollouts(rollouts, [grade for row in grades for grade in row]),
+        )
+        totals = result.record()
+        del totals["per_problem"]
+        _write(file, {"kind": "totals", **totals})
+    return result
+
+
+def require_new(path: str | Path) -> Path:
+    """The path of a file that can be made, before hours of work; its folder is made.
+
+    Raises:
+        ValueError: it is there already, or cannot be written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("x").close()
+        path.unlink()
+    except FileExistsError as error:
+        what = "is a folder; name a file" if path.is_dir() else "is there already; choose another file"
+        raise ValueError(f"output={str(path)!r}: {what if path.exists() else 'cannot be written'}") from error
+    except OSError as error:
+        raise ValueError(f"output={str(path)!r}: cannot be written ({error.strerror}); choose another file") from error
+    return path
+
+
+def _write(file: TextIO | None, line: dict) -> None:
+    if file is not None:
+        file.write(json.dumps(line) + "\n")
+        file.flush()
+
+
+def _digest(question: str) -> str:
+    """So that two files with equal ids but other questions are told apart."""
+    return hashlib.sha256(question.encode()).hexdigest()[:16]
 
 
 def _most_frequent(group: Sequence[Trajectory]) -> str | None:

@@ -70,13 +70,16 @@ class RolloutEngine:
         """Token ids that carry a tool's result back to the policy."""
         return self.chat.encode_result(result)
 
-    def generate(self, problems: Sequence[Problem], group_size: int = 1, seed: int = 0) -> list[Trajectory]:
+    def generate(
+        self, problems: Sequence[Problem], group_size: int = 1, seed: int = 0, first: int = 0
+    ) -> list[Trajectory]:
         """Sample ``group_size`` rollouts of each problem.
 
         Args:
             problems: P problems, at least one.
             group_size: G rollouts a problem, at least 1.
             seed: rollout i draws from a random stream of its own, (seed, i), whatever runs beside it.
+            first: the i of the first rollout: so parts of a batch draw what the whole would.
 
         Returns:
             P * G trajectories; those of problem p are ``[p * G : (p + 1) * G]``. Out of GPU memory, fewer rollouts are
@@ -90,7 +93,7 @@ class RolloutEngine:
         training = self.policy.model.training
         self.policy.model.eval()
         try:
-            return within_memory(lambda: _Batch(self, problems, group_size, seed).finish(), self._decode_fewer)
+            return within_memory(lambda: _Batch(self, problems, group_size, seed, first).finish(), self._decode_fewer)
         finally:
             self.policy.model.train(training)
 
@@ -123,7 +126,9 @@ class _Ongoing(RolloutBuilder):
 class _Batch:
     """One call of `RolloutEngine.generate`: P groups of ``group_size`` rollouts on a fixed number of rows."""
 
-    def __init__(self, engine: RolloutEngine, problems: Sequence[Problem], group_size: int, seed: int) -> None:
+    def __init__(
+        self, engine: RolloutEngine, problems: Sequence[Problem], group_size: int, seed: int, first: int
+    ) -> None:
         self.policy, self.protocol, self.sandbox = engine.policy, engine.protocol, engine.sandbox
         self.encode_result = engine.encode_result
         self.settings, self.stop_tokens, self.seed = engine.settings, engine.stop_tokens, seed
@@ -131,7 +136,7 @@ class _Batch:
         for group, problem in enumerate(problems):
             ids = engine.encode_prompt(problem)
             for number in range(group * group_size, (group + 1) * group_size):
-                self.rollouts.append(_Ongoing(number, group, problem, ids))
+                self.rollouts.append(_Ongoing(first + number, group, problem, ids))
         self.queue = deque(self.rollouts)
         self.rows: list[_Ongoing | None] = [None] * min(self.settings.rows, len(self.rollouts))
         longest = max(r.prompt_length for r in self.rollouts)
