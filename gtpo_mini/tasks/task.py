@@ -85,10 +85,7 @@ class TaskCheck:
 
 
 def check_task(task: Task) -> TaskCheck:
-    """Grade each problem's gold answer, which must be right, and mutated ones, which must be wrong.
-
-    A number is mutated into its successor, ten times itself plus seven, and its negative minus one; other text into its
-    first half, and into words that answer nothing. An empty answer is tried too.
+    """Grade each problem's gold answer, which must be right, and others made from it, which must be wrong.
 
     >>> check_task(Task("mine", (Problem("1", "2 + 2?", "4"), Problem("2", "True?", "True")))).ok
     True
@@ -107,8 +104,7 @@ def check_task(task: Task) -> TaskCheck:
 
 
 def _mutated(gold: str) -> list[str]:
-    number = as_number(gold)
-    if number is None:
+    if (number := as_number(gold)) is None:
         return [gold[: len(gold) // 2], "no idea", ""]
     return [f"{number + 1:f}", f"{10 * number + 7:f}", f"{-number - 1:f}", ""]
 
@@ -199,9 +195,9 @@ def _own(name: str) -> Task | Callable[..., Task]:
         found = pkgutil.resolve_name(name)
     except Exception as error:  # importing a module raises whatever it happens to raise
         raise ValueError(f"task {name!r}: cannot be imported ({type(error).__name__}: {_line(error)})") from error
-    if not isinstance(found, Task) and not callable(found):
-        raise ValueError(f"task {name!r}: is a {type(found).__name__}, not a Task or a callable that returns one")
-    return found
+    if isinstance(found, Task) or callable(found):
+        return found
+    raise ValueError(f"task {name!r}: is a {type(found).__name__}, not a Task or a callable that returns one")
 
 
 def _line(error: Exception) -> str:
