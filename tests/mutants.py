@@ -55,7 +55,7 @@ MUTANTS = [
     Mutant("returns restart", "credit/advantages.py", "running = reward + gamma * running", "running = reward + gamma * (running - reward)", CREDIT),
     Mutant("sample std", "credit/advantages.py", "for value in basis) / len(basis))", "for value in basis) / max(1, len(basis) - 1))", CREDIT),
     Mutant("turn index ignored", "credit/advantages.py", '"turn": (problems[i], j)', '"turn": problems[i]', CREDIT),
-    Mutant("first returns are last returns", "credit/advantages.py", "if j == 0] if normalize", "if j == len(returns[i]) - 1] if normalize", CREDIT),
+    Mutant("first returns are last returns", "credit/advantages.py", "[returns[i][0] for i, j in places if j == 0]", "[returns[i][-1] for i, j in places if j == 0]", CREDIT),
     Mutant("a missing first call is free", "credit/rewards.py", "or (index == 0 and not turn.calls_tool)", "", CREDIT),
     Mutant("format forgiven in the baseline", "credit/rewards.py", "min(accuracy, 1.0 if valid else 0.0)", "accuracy", CREDIT),
     Mutant("divided by |P| twice", "credit/shaping.py", "alpha * (math.fsum(likeness) / len(likeness))", "alpha * (math.fsum(likeness) / len(likeness) ** 2)", CREDIT),

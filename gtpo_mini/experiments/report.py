@@ -24,7 +24,7 @@ BEGIN, END = "<!-- made by: gtpo-mini report -->", "<!-- end of what is made -->
 def arms_table(runs: Sequence[RecordedRun], base: str = "grpo") -> str:
     """Markdown: every arm's accuracy, behaviour and difference from the base arm."""
     arms = [arm for arm in ARMS if len(accuracies(runs, arm)) > 1]
-    found = {difference.arm: difference for difference in differences(runs, [a for a in arms if a != base], base)}
+    found = _against(runs, base)
     rows = [
         f"| arm | seeds | rate | sampled, % | greedy, % | calls | invalid, % | minus {base}, points: seeds | problems "
         "| detectable | p (Holm) |",
@@ -48,6 +48,12 @@ def arms_table(runs: Sequence[RecordedRun], base: str = "grpo") -> str:
             cells += [points(d.over_seeds), f"[{low}, {high}]", f"{100 * d.detectable:.1f}", f"{d.p_holm:.2g}"]
         rows.append("| " + " | ".join(map(str, [*cells, *[""] * (11 - len(cells))])) + " |")
     return "\n".join(rows)
+
+
+def _against(runs: Sequence[RecordedRun], base: str = "grpo") -> dict[str, Difference]:
+    """Every arm's difference from the base arm, p-values corrected for all of them."""
+    arms = [arm for arm in ARMS if arm != base and len(accuracies(runs, arm)) > 1]
+    return {difference.arm: difference for difference in differences(runs, arms, base)}
 
 
 def broke_down(runs: Sequence[RecordedRun]) -> list[str]:
@@ -187,8 +193,8 @@ def headline(runs: Sequence[RecordedRun]) -> str:
     problems = len(runs[0].footer["sampled"]["per_problem"])
     steps = runs[0].header["config"]["steps"]
     return (
-        f"**GTPO minus GRPO: {points(d.over_seeds)} points** of held-out accuracy after {steps} steps ({d.seeds} paired "
-        f"seeds, 95 % t-interval; over the {problems} problems [{low}, {high}]): {d.verdict}. A true difference of "
+        f"**GTPO minus GRPO: {points(d.over_seeds)} points** of held-out accuracy after {steps} steps ({d.seeds} "
+        f"paired seeds, 95 % t-interval; over the {problems} problems [{low}, {high}]): {d.verdict}. A true difference of "
         f"{100 * d.detectable:.1f} points would most likely have been seen."
     )
 
@@ -196,7 +202,7 @@ def headline(runs: Sequence[RecordedRun]) -> str:
 def ladder_table(runs: Sequence[RecordedRun]) -> str:
     """Markdown, for the README: from GRPO to GTPO, one part a step."""
     arms = ["+turn_rewards", "+returns", "gtpo"]
-    found = {d.arm: d for d in differences(runs, arms)}
+    found = _against(runs)
     rows = ["| arm | held-out accuracy, % | minus GRPO, points | p (Holm) |", "|---|---|---|---|"]
     for arm in ("grpo", *arms):
         d = found.get(arm)
