@@ -194,8 +194,8 @@ def headline(runs: Sequence[RecordedRun]) -> str:
     steps = runs[0].header["config"]["steps"]
     return (
         f"**GTPO minus GRPO: {points(d.over_seeds)} points** of held-out accuracy after {steps} steps ({d.seeds} "
-        f"paired seeds, 95 % t-interval; over the {problems} problems [{low}, {high}]): {d.verdict}. A true difference of "
-        f"{100 * d.detectable:.1f} points would most likely have been seen."
+        f"paired seeds, 95 % t-interval; over the {problems} problems [{low}, {high}]): {d.verdict}. A true difference "
+        f"of {100 * d.detectable:.1f} points would most likely have been seen."
     )
 
 
