@@ -2,15 +2,15 @@
 
 The rooms, in the order of the data's way; each imports only from those before it:
 
-- `types`: the nouns: Problem, Turn, Trajectory, StopReason, ExecutionResult
-- `credit`: the paper: graded trajectories in, rewards and advantages out; plain Python
-- `sandbox`: model-written Python, confined
-- `tasks`: problems and graders
-- `policy`: a transformers causal LM: load, adapt, attention
-- `rollout`: problems to trajectories: protocol, chat, engine, forward pass, transcript
-- `train`: advantages to a gradient, and runs that survive
-- `experiments`: runs to evidence: arms, regimes, evaluation, statistics, figures, pages
-- `cli`: the door: commands
+- `types.py`: the nouns: Problem, Turn, Trajectory, StopReason, ExecutionResult
+- `credit/`: the paper: graded trajectories in, rewards and advantages out; plain Python
+- `sandbox/`: model-written Python, confined
+- `tasks/`: problems and graders
+- `policy/`: a transformers causal LM: load, adapt, attention
+- `rollout/`: problems to trajectories: protocol, chat, engine, forward pass, transcript
+- `train/`: advantages to a gradient, and runs that survive
+- `experiments/`: runs to evidence: arms, regimes, evaluation, statistics, figures, pages
+- `cli.py`: the door: commands
 
 Eight rollouts, scored with GTPO:
 

@@ -1,4 +1,4 @@
-"""``gtpo-mini COMMAND`` and ``python -m gtpo_mini COMMAND``; the commands are in `cli`."""
+"""``python -m gtpo_mini`` does what ``gtpo-mini`` does."""
 
 import sys
 

@@ -29,7 +29,7 @@ def setup_cell(path: Path) -> str:
 
 def test_the_notebooks_hold_the_address_of_pyproject(tmp_path):
     copy_repository(tmp_path)
-    assert write_links(tmp_path) == [], "run: python -m gtpo_mini links"
+    assert write_links(tmp_path) == [], "run: gtpo-mini links"
 
 
 def test_a_new_address_goes_into_every_badge_and_setup_cell(tmp_path):

@@ -1,16 +1,15 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
 from gtpo_mini.__main__ import main
-from gtpo_mini.experiments.compare import compare, differences
+from gtpo_mini.experiments.compare import accuracies, compare, differences
 from gtpo_mini.experiments.evaluate import evaluate
-from gtpo_mini.tasks.task import Task, load_task
-from gtpo_mini.train.config import load_profile
-from gtpo_mini.train.record import load_runs
+from gtpo_mini.rollout.settings import SamplingSettings
+from gtpo_mini.tasks.task import load_task
+from gtpo_mini.train.record import RecordedRun
 
 
 def results(path, right, **changes):
@@ -50,74 +49,85 @@ def test_a_file_without_results_is_named(tmp_path):
 
 
 def test_a_place_where_results_cannot_go_shows_before_the_evaluation(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("gtpo_mini.policy.load.load_policy", lambda *words: pytest.fail("the work was begun"))
+    monkeypatch.setattr("gtpo_mini.evaluate", lambda *words: pytest.fail("the work was begun"))
     (tmp_path / "file").write_text("x")
-    for path in (tmp_path, tmp_path / "file" / "below"):
+    for path, reason in (
+        (tmp_path, "is a folder; name a file"),
+        (tmp_path / "file", "is there already"),
+        (tmp_path / "file" / "below", "cannot be written"),
+    ):
         assert main(["evaluate", "--output", str(path)]) == 2
-        assert f"output={str(path)!r}: cannot be written" in capsys.readouterr().err
+        assert f"output={str(path)!r}: {reason}" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "x"
 
 
-def test_the_sign_and_the_files_are_beyond_doubt(tmp_path, capsys):
-    a = results(tmp_path / "before.jsonl", [[False], [False], [False], [True]] * 20)
-    b = results(tmp_path / "after.jsonl", [[True], [True], [False], [True]] * 20)
-    for first, second, sign in ((a, b, "+0.500"), (b, a, "-0.500")):
-        assert main(["compare", str(first), str(second)]) == 0
-        out = capsys.readouterr().out
-        assert f"{second} minus {first}: {sign} [" in out and f"problems): {b} is better" in out
-        assert out.startswith(f"{first}: ") and f"better: {second} on " in out
-    assert main(["compare", str(a), str(a)]) == 0
-    assert "problems): no difference shown" in capsys.readouterr().out
+def test_the_sign_is_beyond_doubt(tmp_path, capsys):
+    before, after = results(tmp_path / "before", [[False], [True]] * 20), results(tmp_path / "after", [[True]] * 40)
+    assert main(["compare", str(before), str(after)]) == 0
+    assert f"{after} minus {before}: +0.500 [+0." in capsys.readouterr().out
+    assert main(["compare", str(after), str(before)]) == 0
+    assert f"{before} minus {after}: -0.500 [-0." in capsys.readouterr().out
 
 
-def test_problems_are_paired_by_id_not_by_order(tmp_path):
-    a = results(tmp_path / "a", [[True], [False], [False], [True], [True]] * 8)
-    b = results(tmp_path / "b", [[True], [True], [False], [True], [False]] * 8)
-    header, *rows = b.read_text().splitlines(True)
-    (tmp_path / "c").write_text("".join([header, *reversed(rows)]))
-    there, back = compare(a, b), compare(a, tmp_path / "c")
-    assert (there.difference, there.a_better, there.b_better) == (back.difference, back.a_better, back.b_better)
+def test_problems_are_paired_by_their_ids_whatever_their_order(tmp_path):
+    a = results(tmp_path / "a", [[True], [True], [False], [False]])
+    b = results(tmp_path / "b", [[True], [False], [True], [False]])
+    lines = b.read_text().splitlines()
+    (tmp_path / "c").write_text("\n".join([lines[0], *lines[:0:-1]]) + "\n")
+    found, mixed = compare(a, b), compare(a, tmp_path / "c")
+    assert (found.a_better, found.b_better) == (mixed.a_better, mixed.b_better) == (1, 1)
 
 
-def test_recorded_runs_are_compared_too():
-    ablation = Path(__file__).parents[1] / "data" / "runs" / "ablation"
-    runs = {run.arm: run for run in load_runs(ablation) if run.seed == 0}
-    found = compare(runs["grpo"], runs["gtpo"])
-    ends = {arm: run.footer["sampled"]["accuracy"] for arm, run in runs.items()}
-    assert found.problems == 1024 and found.difference.estimate == pytest.approx(ends["gtpo"] - ends["grpo"])
-    assert "gtpo seed 0 minus grpo seed 0: " in str(found)
-    with pytest.raises(ValueError, match="holds 90 runs"):
-        compare(ablation, ablation)
+def recorded(arm: str, seed: int, scores: dict[str, float], moved: float = 1.0) -> RecordedRun:
+    footer = {"sampled": {"accuracy": sum(scores.values()) / len(scores), "per_problem": scores}}
+    return RecordedRun({"arm": arm, "seed": seed, "task": "t"}, ({"grad/norm": moved},), footer)
 
 
-def test_two_runs_of_one_seed_are_refused():
-    runs = load_runs(Path(__file__).parents[1] / "data" / "runs" / "one_rate")
+def test_runs_are_paired_by_seed_and_problems_by_id_whatever_their_order():
+    """gtpo is one problem of ten better at each seed; seeds differ by much more than that."""
+    runs = []
+    for seed in range(4):
+        right = 2 * seed + 1
+        theirs = {str(i): float(i < right) for i in range(10)}
+        mine = {str(i): float(i < right + 1) for i in range(10)}
+        runs += [recorded("grpo", seed, theirs), recorded("gtpo", seed, dict(reversed(mine.items())))]
+    (found,) = differences(runs, ["gtpo"])
+    for order in (runs[::-1], sorted(runs, key=lambda run: (run.arm, -run.seed if run.arm == "gtpo" else run.seed))):
+        assert differences(order, ["gtpo"]) == [found]
+    assert found.seeds == 4 and found.over_seeds.estimate == pytest.approx(0.1)
+    assert found.over_seeds.low == pytest.approx(0.1) == found.over_seeds.high
+    assert accuracies(runs, "gtpo") == {0: 0.2, 1: 0.4, 2: 0.6, 3: 0.8}
+    with pytest.raises(ValueError, match="1 common seeds"):
+        differences([run for run in runs if run.arm == "gtpo" or run.seed == 2], ["gtpo"])
     with pytest.raises(ValueError, match="more than one run of a seed"):
-        differences([*runs, *runs], ["+returns"], "+returns")
+        differences([*runs, runs[0]], ["gtpo"])
 
 
-def test_a_killed_evaluation_leaves_what_was_graded(tmp_path, tiny_policy, sandbox):
-    """The grader fails at the 30th answer, as a kill would: 29 problems are there, and the file says that it is cut."""
-    problems, graded = load_task("branching", "test").problems[:40], []
+def test_results_are_written_as_they_come_and_a_file_that_is_cut_off_says_so(tmp_path, tiny_policy, sandbox):
+    """A killed evaluation leaves what it had; one in parts draws what one at once would."""
+    task, settings = load_task("branching", "test", size=12), SamplingSettings(max_turn_tokens=24, max_context=320)
+    whole = evaluate(tiny_policy, task, settings, samples=2, sandbox=sandbox)
+    graded, plain = [], task.grade
 
-    def grader(problem, answer):
+    def grade(problem, answer):
         graded.append(problem.id)
-        if len(graded) > 60:  # each problem is graded twice: its answer, and its majority
+        if len(graded) == 20:
             raise KeyboardInterrupt
-        return answer == problem.answer
+        return plain(problem, answer)
 
-    settings = load_profile("cpu").train.sampling(rows=8)
-    path = tmp_path / "r.jsonl"
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(tiny_policy, Task("own", problems, grader), settings, sandbox=sandbox, output=path)
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert lines[0]["problems"] == 40 and 20 < len(lines) - 1 < 40
-    with pytest.raises(ValueError, match=r"problems of 40: the file is cut off"):
-        compare(path, path)
-    with pytest.raises(ValueError, match="is there already"):
-        evaluate(tiny_policy, Task("own", problems, grader), settings, sandbox=sandbox, output=path)
-    path.unlink()
-    task = load_task("branching", "test")
-    found = evaluate(tiny_policy, task, settings, problems=40, sandbox=sandbox, output=path)
-    header, *rows = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [row["id"] for row in rows] == [problem.id for problem in problems] and header["accuracy"] == found.accuracy
-    assert [tuple(row["correct"]) for row in rows] == list(found.correct) and compare(path, path).a == found.accuracy
+    object.__setattr__(task, "grade", grade)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gtpo_mini.experiments.evaluate._PART", 4)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(tiny_policy, task, settings, 2, sandbox=sandbox, output=tmp_path / "cut.jsonl", header=HEADER)
+        object.__setattr__(task, "grade", plain)
+        parts = evaluate(tiny_policy, task, settings, 2, sandbox=sandbox, output=tmp_path / "all.jsonl", header=HEADER)
+    lines = [json.loads(line) for line in (tmp_path / "cut.jsonl").read_text().splitlines()]
+    assert [line["kind"] for line in lines] == ["header", *["problem"] * 6]
+    with pytest.raises(ValueError, match="6 problems of 12: the file is cut off"):
+        compare(tmp_path / "all.jsonl", tmp_path / "cut.jsonl")
+    assert parts.answers == whole.answers and parts.correct == whole.correct
+    assert compare(tmp_path / "all.jsonl", tmp_path / "all.jsonl").problems == 12
+
+
+HEADER = {"task": "branching", "split": "test"}

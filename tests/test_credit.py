@@ -22,7 +22,7 @@ from gtpo_mini import (
     load_policy,
     load_task,
 )
-from gtpo_mini.credit import assign_credit
+from gtpo_mini.credit import assign_credit, gtpo_advantages
 from gtpo_mini.credit.credit import credit_name
 from gtpo_mini.train.config import TrainConfig, load_profile, translate_config
 
@@ -121,6 +121,14 @@ def test_a_group_in_which_nothing_differs_leaves_the_others_as_they_are(arm):
     assert found[2:] == alone and any(map(any, alone))
     if arm in ("grpo", "+turn_rewards", "normalize_turn"):
         assert found[:2] == [[0.0, 0.0], [0.0, 0.0]]
+
+
+def test_first_takes_the_first_turns_returns_for_all_turns():
+    """Returns [0.25, 0.5, 1] and [-0.1, 0]: the reference is {0.25, -0.1}, mean 0.075, std 0.175."""
+    rewards = [[0.0, 0.0, 1.0], [-0.1, 0.0]]
+    found = gtpo_advantages(rewards, gamma=0.5, normalize="first")
+    expected = [[(r - 0.075) / 0.175 for r in row] for row in ([0.25, 0.5, 1.0], [-0.1, 0.0])]
+    assert found == [pytest.approx(row) for row in expected]
 
 
 def test_a_grade_between_0_and_1_is_an_outcome():

@@ -23,7 +23,7 @@ MAX_FILES = 12  # in a folder
 def rooms() -> list[str]:
     """The rooms in the order of the data's way, as the package's own docstring lists them."""
     docstring = ast.get_docstring(ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8")))
-    return re.findall(r"^- `(\w+)`: ", docstring, re.MULTILINE)
+    return re.findall(r"^- `(\w+)(?:/|\.py)`: ", docstring, re.MULTILINE)
 
 
 # `__init__` looks names up lazily, by their module's name; `__main__` is the door's handle.

@@ -118,7 +118,7 @@ def test_from_the_command_line_to_a_policy_that_trains_on(tmp_path, capsys):
     words = ["imitate", *small, "--traces", str(own), "--steps", "3", "--lora-rank", "4", "--output"]
     assert main([*words, str(tmp_path / "cold")]) == 0
     shown = capsys.readouterr().out
-    assert "2 traces: " in shown and f"merge {tmp_path / 'cold' / 'policy'}" in shown
+    assert "done: 2 traces" in shown and f"gtpo-mini merge {tmp_path / 'cold'}" in shown
     record = json.loads((tmp_path / "cold" / "imitation.json").read_text())
     assert len(record["losses"]) == 3 and record["traces"] == 2 and record["commit"]
     assert main([*words, str(tmp_path / "cold")]) == 2 and "is there already" in capsys.readouterr().err
@@ -131,7 +131,7 @@ def test_from_the_command_line_to_a_policy_that_trains_on(tmp_path, capsys):
     assert main(["imitate", *small, "--batch", "0", "--output", str(tmp_path / "y")]) == 2
     assert "--batch 0" in capsys.readouterr().err and not (tmp_path / "y").exists()
     assert main(["train", "--model", str(tmp_path / "cold" / "policy"), *small, *steps]) == 2
-    assert "gtpo_mini merge" in capsys.readouterr().err
+    assert "gtpo-mini merge" in capsys.readouterr().err
     assert main(["train", *small, *steps, "--output", str(tmp_path / "cold")]) == 2
     assert "holds a cold start" in capsys.readouterr().err
 

@@ -17,6 +17,7 @@ from gtpo_mini.__main__ import main
 from gtpo_mini.policy.load import TINY_FOLDER, load_policy
 from gtpo_mini.tasks.task import load_task
 from gtpo_mini.train.config import load_profile
+from gtpo_mini.train.merge import model_card
 from gtpo_mini.train.trainer import Trainer
 
 SMALL = replace(
@@ -95,6 +96,15 @@ def test_merge_without_a_record_says_so(trained, tmp_path):
     shutil.copytree(folder / "policy", tmp_path / "alone")
     assert main(["merge", str(tmp_path / "alone"), "--output", str(tmp_path / "merged")]) == 0
     assert "No record of the run" in (tmp_path / "merged" / "README.md").read_text()
+
+
+def test_the_card_of_a_cold_start_and_of_records_that_lack_much():
+    cold = {"traces": 7, "task": "branching", "losses": [1.5, 0.25], "command": "imitate <x>", "commit": "abc"}
+    card = str(model_card("org/small", [], cold))
+    for text in ("base_model: org/small", "7 traces of the task branching", "1.500 to 0.250", "`imitate <x>`"):
+        assert text in card, text
+    assert "No record of the run" in str(model_card("org/small", [], {"traces": 7}))
+    assert "- steps: 0 of" in str(model_card("org/small", [{"kind": "header"}]))
 
 
 class Kept(GeneralTracker):

@@ -14,7 +14,7 @@ from scipy.stats import t as student
 from gtpo_mini.experiments import plots, report
 from gtpo_mini.experiments.compare import Difference, differences
 from gtpo_mini.experiments.experiments import RecordedRun
-from gtpo_mini.experiments.report import arms_table, load_cells, results_text, write_report
+from gtpo_mini.experiments.report import arms_table, load_cells, write_report
 from gtpo_mini.experiments.stats import Interval
 
 
@@ -134,9 +134,9 @@ def test_a_run_that_broke_down_is_named(runs):
     assert report.broke_down([make_run("gtpo", 3, [0.0, 0.0, 0.0, 0.0, 1.0, 0.0])]) == ["`gtpo` seed 3 (20 to 17 %)"]
 
 
-def test_mends_are_compared_where_they_were_run(runs):
+def test_variants_are_compared_where_they_were_run(runs):
     mend = [make_run("no_penalty", seed, [1.0, 1.0, 0.0, 1.0] * 50) for seed in range(5)]
-    table = report.mends_table({"here": [*runs, *mend], "there": runs, "once": [*runs, mend[0]]})
+    table = report.variants_table({"here": [*runs, *mend], "there": runs, "once": [*runs, mend[0]]})
     assert table.count("| here |") == 2 and "there" not in table and "once" not in table
     words = report.without_penalties({"here": [*runs, *mend], "there": runs})
     (d,) = differences([*runs, *mend], ["no_penalty"], "gtpo")
@@ -150,21 +150,34 @@ def test_the_verdict_follows_the_corrected_p():
     assert made == ["worse", "no difference shown", "no difference shown"]
 
 
-def test_the_readme_is_what_the_recorded_runs_say(tmp_path):
-    readme = report.ROOT / "README.md"
+def test_readme_and_results_are_what_the_recorded_runs_say(tmp_path):
     copy = tmp_path / "README.md"
-    copy.write_text(readme.read_text(encoding="utf-8"), encoding="utf-8")
-    write_report(copy)
-    assert copy.read_text(encoding="utf-8") == readme.read_text(encoding="utf-8"), "run: python -m gtpo_mini report"
-    assert results_text() in readme.read_text(encoding="utf-8")
+    copy.write_text((report.ROOT / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
+    write_report(tmp_path)
+    for name in ("README.md", "docs/results.md"):
+        made, kept = ((root / name).read_text(encoding="utf-8") for root in (tmp_path, report.ROOT))
+        assert made == kept, "run: gtpo-mini report"
     for path in plots.readme_figures(output=tmp_path):
         name = path.with_suffix(".json").name
         made, kept = (json.loads((folder / name).read_text()) for folder in (tmp_path, report.ROOT / "docs"))
-        assert made["data_sha256"] == kept["data_sha256"], "run: python -m gtpo_mini report"
+        assert made["data_sha256"] == kept["data_sha256"], "run: gtpo-mini report"
     plt.close("all")
     copy.write_text("no marks here")
     with pytest.raises(ValueError, match="lacks the marks"):
-        write_report(copy)
+        write_report(tmp_path)
+
+
+def test_the_readme_s_numbers_are_the_table_s():
+    """The sentence and the small table say what the large table says, row by row."""
+    results = (report.ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    (sentence,) = [line for line in results.splitlines() if line.startswith("**GTPO minus GRPO")]
+    runs = report.load_runs(report.ROOT / "data" / "runs" / "ablation")
+    assert report.headline(runs) in sentence
+    assert len(report.ladder_table(runs).splitlines()) == 6
+    for row in report.ladder_table(runs).splitlines()[2:]:
+        arm, *cells = (cell.strip() for cell in row.strip("|").split("|"))
+        (line,) = [line for line in results.splitlines() if line.startswith(f"| {arm} |") and line.count("|") == 12]
+        assert all(f"| {cell} |" in line for cell in cells if cell)
 
 
 def test_the_recorded_set_is_as_large_as_the_readme_says():

@@ -14,7 +14,7 @@ import shutil
 import signal
 import time
 import warnings
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -23,9 +23,11 @@ import torch
 from gtpo_mini.__main__ import main
 from gtpo_mini.credit import ARMS, Credit
 from gtpo_mini.policy.load import load_policy
+from gtpo_mini.rollout.protocol import FencedProtocol
 from gtpo_mini.tasks.task import Task, load_task
 from gtpo_mini.train.checkpoint import Checkpoints, random_state, set_random_state
-from gtpo_mini.train.config import load_profile
+from gtpo_mini.train.config import TrainConfig, load_profile
+from gtpo_mini.train.run import MAY_CHANGE
 from gtpo_mini.train.trainer import Trainer, TrainingStopped
 from gtpo_mini.types import Problem
 
@@ -299,6 +301,81 @@ def test_another_run_in_the_folder_is_an_error_that_names_the_difference(copy, s
     assert (copy / "metrics.jsonl").read_text() == "precious\n"
     with pytest.raises(ValueError, match="needs the output folder"):
         trainer(None, resume=True)
+
+
+CHANGED = {
+    **{"credit": ARMS["grpo"], "problems_per_step": 3, "group_size": 2, "minibatches": 2, "clip_low": 0.1},
+    **{"clip_high": 0.3, "importance_cap": None, "kl_coefficient": 0.1, "temperature": 0.9, "max_turns": 5},
+    **{"max_turn_tokens": 23, "max_context": 300, "seed": 1},
+}
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(TrainConfig)])
+def test_every_setting_that_decides_what_is_learned_must_stay(name, copy, sandbox):
+    """A new field is in neither list, and fails here until somebody has decided."""
+    assert (name in MAY_CHANGE) != (name in CHANGED)
+    if name in CHANGED:
+        shown = "rewards was 'turn' and is 'trajectory'" if name == "credit" else f"{name} was"
+        with pytest.raises(ValueError, match=shown):
+            trainer(copy, replace(SMALL, **{name: CHANGED[name]}), resume=True, sandbox=sandbox).train()
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Credit)])
+def test_every_part_of_the_credit_must_stay(name, copy, sandbox):
+    other = {"rewards": "accuracy", "returns": False, "gamma": 0.8, "normalize": "batch", "alpha": 0.1}
+    other |= {"shaping": "potential", "similarity": "structure", "format_penalty": 0.2}
+    with pytest.raises(ValueError, match=f"{name} was"):
+        trainer(copy, replace(SMALL, credit=Credit(**{name: other[name]})), resume=True, sandbox=sandbox).train()
+
+
+def lenient(problem, answer):
+    return problem.answer in answer
+
+
+class Terse(FencedProtocol):
+    instructions = "Use Python."
+
+
+def test_a_changed_grader_protocol_or_metadata_is_another_run(copy, sandbox):
+    def resumed(task=None, protocol=None):
+        task = task or load_task("branching", size=40)
+        policy = load_policy("tiny", device="cpu")
+        Trainer(policy, task, SMALL, copy, protocol, sandbox, checkpoint_every=1, resume=True).train()
+
+    task = load_task("branching", size=40)
+    with pytest.raises(ValueError, match="grader was"):
+        resumed(replace(task, grader=lenient))
+    with pytest.raises(ValueError, match="protocol was"):
+        resumed(protocol=Terse())
+    with pytest.raises(ValueError, match="task was"):
+        resumed(replace(task, problems=tuple(replace(p, metadata={"steps": ()}) for p in task.problems)))
+    resumed(replace(task, problems=list(task.problems)))  # the same problems
+
+
+def test_a_run_that_had_to_make_its_passes_smaller_goes_on_so(tmp_path, sandbox):
+    policy = load_policy("tiny", device="cpu")
+    Limited(policy, 600)
+    with pytest.warns(UserWarning, match="tokens_per_pass goes from 4096"):
+        first = trainer(tmp_path / "run", replace(SMALL, steps=1), policy, sandbox=sandbox)
+        first.train()
+    smaller = first.update.tokens_per_pass
+    path = tmp_path / "run" / "metrics.jsonl"
+    path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
+    second = trainer(tmp_path / "run", replace(SMALL, steps=2), resume=True, sandbox=sandbox)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        second.train()
+    assert smaller < 4096 and second.history[1]["update/tokens_per_pass"] == smaller
+
+
+def test_the_record_is_replaced_in_one_move_never_written_over(copy, sandbox):
+    """Who holds the old file open still reads all of it: at no moment was it half a file."""
+    path = copy / "metrics.jsonl"
+    with path.open() as held:
+        before, inode = path.read_text(), path.stat().st_ino
+        trainer(copy, resume=True, sandbox=sandbox).train()
+        assert held.read() == before
+    assert path.stat().st_ino != inode
 
 
 def test_a_run_that_another_process_is_at_work_on_is_left_alone(processes, tmp_path, sandbox):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
+import pkgutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -132,6 +134,30 @@ ARMS: dict[str, Credit] = {
 
 #: Arms that are no part of the paper.
 VARIANTS = ("potential", "no_penalty")
+
+
+def load_arm(name: str) -> CreditAssignment:
+    """The credit assignment of an arm, or an own one by ``MODULE:NAME``.
+
+    Raises:
+        ValueError: unknown name, with the likely one; a module that cannot be imported; what is there is no function.
+
+    >>> load_arm("grpo").rewards
+    'trajectory'
+    """
+    if name in ARMS:
+        return ARMS[name]
+    if ":" not in name:
+        near = difflib.get_close_matches(name, ARMS, 1)
+        hint = f"; perhaps {near[0]!r}" if near else ""
+        raise ValueError(f"unknown arm {name!r}; known: {', '.join(ARMS)}, MODULE:NAME{hint}")
+    try:
+        found = pkgutil.resolve_name(name)
+    except Exception as error:  # importing a module raises whatever it happens to raise
+        raise ValueError(f"arm {name!r}: cannot be imported ({type(error).__name__}: {error})") from error
+    if not callable(found):
+        raise ValueError(f"arm {name!r}: is a {type(found).__name__}, not a function of credit")
+    return found
 
 
 def group_numbers(rollouts: Sequence[Trajectory], group_size: int) -> list[int]:

@@ -1,7 +1,7 @@
 """Notebooks away from a checkout: an install beside the torch that is there, and links made from ``project.urls``.
 
 The notebooks' setup cell fetches the repository and runs this module, which needs nothing but Python.
-``python -m gtpo_mini links`` writes the repository's address, which stands in ``pyproject.toml`` alone, into the badge
+``gtpo-mini links`` writes the repository's address, which stands in ``pyproject.toml`` alone, into the badge
 and the setup cell of every notebook.
 """
 

@@ -1,6 +1,6 @@
 """The tiny policy: its tokenizer, its configuration, and its cold start on imperfect traces.
 
-``python -m gtpo_mini coldstart`` makes ``data/tiny_policy`` again. The policy is an ordinary Llama model of
+``gtpo-mini coldstart`` makes ``data/tiny_policy`` again. The policy is an ordinary Llama model of
 0.5 M parameters; it imitates solutions of the task 'branching' in which up to half of the calls are bad, so
 that it starts with reward to gain.
 """

@@ -204,6 +204,7 @@ def read_scores(source: str | Path | RecordedRun | Scores) -> Scores:
             scores = {str(key): float(score) for key, score in run.footer["sampled"]["per_problem"].items()}
             return Scores(name, dict(sorted(scores.items())), run.header["task"])
         header, *rows = [json.loads(line) for line in Path(source).read_text("utf-8").splitlines() if line.strip()]
+        rows = [row for row in rows if row.get("kind") == "problem"]
         scores = {row["id"]: mean([float(right) for right in row["correct"]]) for row in rows}
         if len(rows) != header["problems"] or len(scores) != len(rows):
             raise ValueError(f"{len(rows)} problems of {header['problems']}: the file is cut off")

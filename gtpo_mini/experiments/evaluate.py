@@ -1,36 +1,36 @@
-"""Accuracy, pass@k and maj@k of a policy on held-out problems, with intervals; per-problem results in a file."""
+"""Accuracy, pass@k and maj@k of a policy on held-out problems, with intervals and per-problem results."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ..policy.model import Policy
-from ..rollout.protocol import ToolProtocol
-from ..rollout.settings import SamplingSettings
+from ..rollout.engine import RolloutEngine, SamplingSettings
+from ..rollout.protocol import ToolProtocol, load_protocol
 from ..sandbox import Sandbox
 from ..tasks.task import Task
 from ..train.metrics import describe_rollouts, mean
 from ..types import Problem, Trajectory
-from .sample import Group, sample
 from .stats import Interval, pass_at_k, t_interval, wilson_interval
+
+_PART = 256  # rollouts whose results are written together
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Results of P problems with k samples each; intervals are 95 %, over problems."""
+    """Results of P problems with k samples each."""
 
     problems: tuple[str, ...]  #: ids (P,)
-    correct: tuple[tuple[bool | float, ...], ...]  #: (P, k)
+    correct: tuple[tuple[bool | float, ...], ...]  #: (P, k); numbers where the task grades so
     answers: tuple[tuple[str | None, ...], ...]  #: (P, k)
-    majority_correct: tuple[bool | float, ...]  #: (P,): is each problem's most frequent answer right
+    majority_correct: tuple[bool, ...]  #: (P,): is each problem's most frequent answer right
     behaviour: dict[str, float]  #: the rollout metrics of a training step
 
     @property
@@ -40,16 +40,24 @@ class Evaluation:
 
     @property
     def interval(self) -> Interval:
-        """The accuracy with its interval: Wilson's at one sample a problem, else Student's t."""
+        """The accuracy with its 95 % interval over problems: Wilson's at one sample a problem, else Student's t."""
         return _over_problems([mean(row) for row in self.correct])
+
+    def __str__(self) -> str:
+        """Accuracy, and with several samples pass@k and maj@k, with their 95 % intervals."""
+        samples = len(self.correct[0])
+        found = {"accuracy": self.interval}
+        found |= {f"pass@{k}": self.pass_interval(k) for k in powers_of_two(samples) if k > 1}
+        found |= {f"maj@{samples}": self.majority_interval} if samples > 1 else {}
+        return ", ".join(f"{name} {i.estimate:.3f} [{i.low:.3f}, {i.high:.3f}]" for name, i in found.items())
 
     def pass_at(self, k: int) -> float:
         """Unbiased estimate that one of k samples is right; k at most the number of samples."""
         return self.pass_interval(k).estimate
 
     def pass_interval(self, k: int) -> Interval:
-        """pass@k with its interval."""
-        return _over_problems([pass_at_k(len(row), sum(right == 1 for right in row), k) for row in self.correct])
+        """pass@k with its 95 % interval over problems."""
+        return _over_problems([pass_at_k(len(row), sum(grade == 1 for grade in row), k) for row in self.correct])
 
     @property
     def majority(self) -> float:
@@ -58,10 +66,10 @@ class Evaluation:
 
     @property
     def majority_interval(self) -> Interval:
-        """maj@k with its interval."""
+        """maj@k with its 95 % interval over problems."""
         return _over_problems([float(right) for right in self.majority_correct])
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> dict:
         """As plain data for a recorded run; per problem, so that two evaluations can be paired."""
         return {
             "accuracy": self.accuracy,
@@ -78,7 +86,7 @@ def _over_problems(scores: Sequence[float]) -> Interval:
     """Mean of one score a problem: Wilson's interval where all are 0 or 1, else Student's t."""
     if set(scores) <= {0.0, 1.0}:
         return wilson_interval(round(sum(scores)), len(scores))
-    return t_interval(scores, share=True) if len(scores) > 1 else Interval(scores[0], 0.0, 1.0)
+    return t_interval(scores) if len(scores) > 1 else Interval(scores[0], 0.0, 1.0)
 
 
 def powers_of_two(most: int) -> list[int]:
@@ -111,85 +119,85 @@ def evaluate(
         problems: how many of the task's problems, from the first; None: all.
         protocol, sandbox: as in `Trainer`; None takes fenced code, and a sandbox of its own.
         seed: of the sampling.
-        output: a new JSON-lines file, for `compare`: a header, then a line a problem as soon as its samples are graded
-            (a call that is killed leaves those), in the end all of them in order under a header with the totals.
-        header: more facts for that header.
+        output: a new JSON-lines file for the results, written as they come, which `compare` reads: ``header`` (where
+            they came from), a line a problem, and the totals.
 
     Returns:
         An `Evaluation` of P problems.
 
     Raises:
-        ValueError: no samples or no problems; an output file that is there already, or cannot be written.
+        ValueError: no samples, or no problems; a file that is there already or cannot be written.
     """
     for name, number in (("samples", samples), ("problems", problems)):
         if number is not None and number < 1:
             raise ValueError(f"{name}={number}: must be at least 1")
-    chosen = task.problems[:problems]
-    facts = {"kind": "header", "task": task.name, "split": task.split, "samples": samples, **(header or {})}
-    facts["problems"] = len(chosen)
-    lines: dict[str, dict] = {}
+    chosen: Sequence[Problem] = task.problems[:problems]
+    # In one part the rollouts are those of every recorded evaluation, to the bit.
+    part = max(1, _PART // samples) if output else len(chosen)
+    rollouts: list[Trajectory] = []
     with ExitStack() as stack:
-        if output is not None:
-            require_new_file(output)
-            file = stack.enter_context(Path(output).open("w", encoding="utf-8"))
-            file.write(json.dumps(facts) + "\n")
+        sandbox = sandbox or stack.enter_context(Sandbox())
+        engine = RolloutEngine(policy, protocol or load_protocol(), sandbox, settings)
+        file = stack.enter_context(Path(require_new(output)).open("a", encoding="utf-8")) if output else None
+        grades: list[list[bool | float]] = []
+        majority: list[bool | float] = []
+        _write(file, {"kind": "header", **(header or {}), "problems": len(chosen), "samples": samples})
+        for start in range(0, len(chosen), part):
+            some = chosen[start : start + part]
+            found = engine.generate(some, samples, seed, first=start * samples)
+            rollouts += found
+            for i, problem in enumerate(some):
+                group = found[i * samples : (i + 1) * samples]
+                grades.append([task.grade(problem, rollout.answer) for rollout in group])
+                majority.append(task.grade(problem, _most_frequent(group)))
+                line = {"id": problem.id, "question": _digest(problem.question), "gold": problem.answer}
+                answers = [rollout.answer for rollout in group]
+                line |= {"correct": grades[-1], "answers": answers, "majority_correct": majority[-1]}
+                _write(file, {"kind": "problem", **line})
+        result = Evaluation(
+            problems=tuple(problem.id for problem in chosen),
+            correct=tuple(map(tuple, grades)),
+            answers=tuple(tuple(r.answer for r in rollouts[i : i + samples]) for i in range(0, len(rollouts), samples)),
+            majority_correct=tuple(majority),
+            behaviour=describe_rollouts(rollouts, [grade for row in grades for grade in row]),
+        )
+        totals = result.record()
+        del totals["per_problem"]
+        _write(file, {"kind": "totals", **totals})
+    return result
 
-        def finished(group: Group) -> None:
-            problem = group.rollouts[0].problem
-            lines[problem.id] = _line(problem, group, task)
-            if output is not None:
-                file.write(json.dumps(lines[problem.id]) + "\n")
-                file.flush()
 
-        groups = sample(policy, task, len(chosen), samples, seed, settings, protocol, sandbox, finished)
-    rows = [lines[problem.id] for problem in chosen]
-    rollouts = [rollout for group in groups for rollout in group.rollouts]
-    found = Evaluation(
-        problems=tuple(problem.id for problem in chosen),
-        correct=tuple(tuple(row["correct"]) for row in rows),
-        answers=tuple(tuple(row["answers"]) for row in rows),
-        majority_correct=tuple(row["majority_correct"] for row in rows),
-        behaviour=describe_rollouts(rollouts, [right for group in groups for right in group.correct]),
-    )
-    if output is not None:
-        totals = {key: value for key, value in found.record().items() if key != "per_problem"}
-        new = Path(f"{output}.new")
-        new.write_text("".join(json.dumps(line) + "\n" for line in ({**facts, **totals}, *rows)), encoding="utf-8")
-        os.replace(new, output)
-    return found
-
-
-def require_new_file(path: str | Path) -> None:
-    """Before hours of work: is there room for their results? Nothing is left there.
+def require_new(path: str | Path) -> Path:
+    """The path of a file that can be made, before hours of work; its folder is made.
 
     Raises:
-        ValueError: a file is there already, or none can be written.
+        ValueError: it is there already, or cannot be written.
     """
     path = Path(path)
-    if path.is_file():
-        raise ValueError(f"output={str(path)!r}: is there already; choose another file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.open("x").close()
         path.unlink()
+    except FileExistsError as error:
+        what = "is a folder; name a file" if path.is_dir() else "is there already; choose another file"
+        raise ValueError(f"output={str(path)!r}: {what if path.exists() else 'cannot be written'}") from error
     except OSError as error:
         raise ValueError(f"output={str(path)!r}: cannot be written ({error.strerror}); choose another file") from error
+    return path
 
 
-def _line(problem: Problem, group: Group, task: Task) -> dict[str, Any]:
-    """A problem's line of a results file; a digest of the question, so that equal ids of other problems show."""
-    return {
-        "kind": "problem",
-        "id": problem.id,
-        "question": hashlib.sha256(problem.question.encode()).hexdigest()[:16],
-        "gold": problem.answer,
-        "correct": group.correct,
-        "answers": [rollout.answer for rollout in group.rollouts],
-        "majority_correct": task.grade(problem, _most_frequent(group.rollouts)),
-    }
+def _write(file: TextIO | None, line: dict) -> None:
+    if file is not None:
+        file.write(json.dumps(line) + "\n")
+        file.flush()
 
 
-def _most_frequent(rollouts: Sequence[Trajectory]) -> str | None:
+def _digest(question: str) -> str:
+    """So that two files with equal ids but other questions are told apart."""
+    return hashlib.sha256(question.encode()).hexdigest()[:16]
+
+
+def _most_frequent(group: Sequence[Trajectory]) -> str | None:
     """The most frequent answer; of several, the one given first."""
-    counts = Counter(rollout.answer.strip() for rollout in rollouts if rollout.answer is not None)
+    counts = Counter(r.answer.strip() for r in group if r.answer is not None)
     return counts.most_common(1)[0][0] if counts else None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import pkgutil
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..credit.checks import finite_number
-from ..credit.credit import ARMS, CreditAssignment
+from ..credit.credit import ARMS, Credit, load_arm
 from ..policy.load import load_policy
 from ..sandbox import Sandbox
 from ..tasks.task import load_task
@@ -28,35 +27,11 @@ from ..train.record import RecordedRun, load_runs, read_run
 from ..train.trainer import Trainer
 from .evaluate import evaluate
 from .regimes import load_regime, regime_policy
+from .stats import t_interval
 
 __all__ = ["ARMS", "RecordedRun", "load_runs", "read_rates", "run_arm", "run_arms", "search_rates"]
 
 _EVAL_ROWS = 256  # rollouts decoded at once in an evaluation, which keeps nothing for a backward pass
-
-
-def load_arm(name: str) -> CreditAssignment:
-    """The credit assignment of an arm.
-
-    Args:
-        name: a key of `ARMS`, or "my_module:name": an own function of a `Credit`'s shape.
-
-    Raises:
-        ValueError: unknown arm, or nothing of that shape there.
-
-    >>> load_arm("grpo").rewards
-    'trajectory'
-    """
-    if ":" in name:
-        try:
-            found = pkgutil.resolve_name(name)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise ValueError(f"arm {name!r}: cannot be imported ({error})") from error
-        if not callable(found):
-            raise ValueError(f"arm {name!r}: must be a function (rollouts, correct, group_size), got {found!r}")
-        return found
-    if name not in ARMS:
-        raise ValueError(f"unknown arm {name!r}; known: {', '.join(ARMS)}")
-    return ARMS[name]
 
 
 def run_arm(
@@ -79,14 +54,17 @@ def run_arm(
         eval_problems: held-out problems, the same for every run; one sample each, and once more greedily. 0: no
             evaluation.
         regime: a key of `REGIMES`: another starting policy and another variant of the offline task.
-        changes: fields of `TrainConfig`, the same for every arm of a comparison (``steps=40``).
+        changes: fields of `TrainConfig` and `Credit`, the same for every arm of a comparison (``steps=40``).
 
     Raises:
         ValueError: unknown arm, profile or regime; a finished run of another configuration in ``output``.
     """
     chosen = load_profile(profile)
     cell = load_regime(regime) if regime else None
-    config = replace(chosen.train, credit=load_arm(arm), seed=seed, **{**(cell.changes if cell else {}), **changes})
+    changes = {**(cell.changes if cell else {}), **changes}
+    own = {name: changes.pop(name) for name in Credit.__dataclass_fields__ if name in changes}
+    credit = load_arm(arm)
+    config = replace(chosen.train, credit=replace(credit, **own) if own else credit, seed=seed, **changes)
     facts = {"arm": arm, **({"regime": regime, "task_options": cell.task} if cell else {})}
     path = Path(output) / "metrics.jsonl"
     if path.exists() and (run := read_run(path)) is not None:
@@ -202,7 +180,7 @@ def read_rates(path: str | Path) -> dict[str, float]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"rates={str(path)!r}: no learning rates there ({type(error).__name__}: {error}); make them with: "
-            "python -m gtpo_mini search --output FOLDER, and take FOLDER/rates.json"
+            "gtpo-mini search --output FOLDER, and take FOLDER/rates.json"
         ) from error
 
 
@@ -269,3 +247,16 @@ def _show_progress(bar: tqdm, folders: list[tuple[str, int, Path]], finished: di
     bar.set_postfix_str(", ".join(now))
     if (path := os.environ.get("GTPO_PROGRESS")) and now:
         Path(path).write_text(f"{time.time():.0f} " + ", ".join(now))
+
+
+def ends_table(runs: Sequence[RecordedRun]) -> str:
+    """A line an arm: accuracy of the first step, and at the end (held out, where evaluated) with its t-interval."""
+    lines = []
+    for arm in dict.fromkeys(run.arm for run in runs):
+        mine = [run for run in runs if run.arm == arm]
+        start = mean([run.steps[0]["reward/outcome"] for run in mine])
+        ends = [run.footer["sampled"]["accuracy"] for run in mine if "sampled" in run.footer]
+        ends = ends or [run.steps[-1]["reward/outcome"] for run in mine]
+        band = " [{:.3f}, {:.3f}]".format(*t_interval(ends)[1:]) if len(ends) > 1 else ""
+        lines.append(f"{arm}: accuracy {start:.3f} at the start, {mean(ends):.3f}{band} at the end, {len(ends)} seeds")
+    return "\n".join(lines)

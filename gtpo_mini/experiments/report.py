@@ -1,4 +1,4 @@
-"""From recorded runs to the README's tables."""
+"""From recorded runs to the tables of README and docs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+
+from jinja2 import StrictUndefined, Template
 
 from ..credit.credit import ARMS, VARIANTS
 from ..train.metrics import mean
@@ -16,13 +18,13 @@ from .stats import t_interval
 
 _NAMES = {"grpo": "GRPO", "gtpo": "GTPO"}
 ROOT = Path(__file__).resolve().parents[2]
-BEGIN, END = "<!-- made by: python -m gtpo_mini report -->", "<!-- end of what is made -->"
+BEGIN, END = "<!-- made by: gtpo-mini report -->", "<!-- end of what is made -->"
 
 
 def arms_table(runs: Sequence[RecordedRun], base: str = "grpo") -> str:
     """Markdown: every arm's accuracy, behaviour and difference from the base arm."""
     arms = [arm for arm in ARMS if len(accuracies(runs, arm)) > 1]
-    found = {difference.arm: difference for difference in differences(runs, [a for a in arms if a != base], base)}
+    found = _against(runs, base)
     rows = [
         f"| arm | seeds | rate | sampled, % | greedy, % | calls | invalid, % | minus {base}, points: seeds | problems "
         "| detectable | p (Holm) |",
@@ -48,6 +50,12 @@ def arms_table(runs: Sequence[RecordedRun], base: str = "grpo") -> str:
     return "\n".join(rows)
 
 
+def _against(runs: Sequence[RecordedRun], base: str = "grpo") -> dict[str, Difference]:
+    """Every arm's difference from the base arm, p-values corrected for all of them."""
+    arms = [arm for arm in ARMS if arm != base and len(accuracies(runs, arm)) > 1]
+    return {difference.arm: difference for difference in differences(runs, arms, base)}
+
+
 def broke_down(runs: Sequence[RecordedRun]) -> list[str]:
     """Runs that ended, sampled and held out, below their first step's accuracy: e.g. "`gtpo` seed 5 (25 to 16 %)"."""
     pairs = [(run, 100 * run.steps[0]["reward/outcome"], 100 * run.footer["sampled"]["accuracy"]) for run in runs]
@@ -55,7 +63,7 @@ def broke_down(runs: Sequence[RecordedRun]) -> list[str]:
 
 
 def load_cells(folder: Path = ROOT / "data" / "runs", kind: str = "regimes") -> dict[str, list[RecordedRun]]:
-    """The recorded runs of GRPO, GTPO and the mends in every regime, the shipped policy's own first.
+    """The recorded runs of GRPO, GTPO and our variants in every regime, the shipped policy's own first.
 
     Args:
         folder: of all recorded runs.
@@ -99,8 +107,8 @@ def regimes_table(cells: Mapping[str, Sequence[RecordedRun]]) -> str:
     return "\n".join(rows)
 
 
-def mends_table(cells: Mapping[str, Sequence[RecordedRun]]) -> str:
-    """Markdown: GTPO and each mend minus GRPO, in every regime of `load_cells` in which a mend was run twice.
+def variants_table(cells: Mapping[str, Sequence[RecordedRun]]) -> str:
+    """Markdown: GTPO and each variant of ours minus GRPO, in every regime in which the variant was run twice.
 
     The p-values are corrected for all rows of this table.
     """
@@ -178,50 +186,72 @@ def given_up(cells: Mapping[str, Sequence[RecordedRun]]) -> list[str]:
     return found
 
 
-def results_text(folder: Path = ROOT / "data" / "runs") -> str:
-    """The README's generated part, from the recorded runs alone."""
-    ablation, cells, slower = load_runs(folder / "ablation"), load_cells(folder), load_cells(folder, "regimes_3e-4")
-    config, sampled = ablation[0].header["config"], ablation[0].footer["sampled"]
-    (gtpo,) = differences(ablation, ["gtpo"])
-    start = mean([run.steps[0]["reward/outcome"] for run in ablation])
-    return "\n\n".join(
-        [
-            f"**GTPO minus GRPO: {points(gtpo.over_seeds)} points** of held-out accuracy after {config['steps']} steps "
-            f"({gtpo.seeds} paired seeds, 95 % t-interval; over the {len(sampled['per_problem'])} problems "
-            f"[{100 * gtpo.over_problems.low:+.1f}, {100 * gtpo.over_problems.high:+.1f}]): {gtpo.verdict}. A true "
-            f"difference of {100 * gtpo.detectable:.1f} points would most likely have been seen. In the first step's "
-            f"training rollouts both have {100 * start:.0f} %.",
-            arms_table(ablation),
-            f"Of {len(ablation)} runs, those that broke down: {'; '.join(broke_down(ablation)) or 'none'}.",
-            "In the search two rates were best for `+returns`, and the smaller one was taken. The steps beside it, "
-            f"{at_one_rate(folder)}.",
-            "**Where does it matter?** Other cold starts and other variants of the task:",
-            regimes_table(cells),
-            f"The tool was given up by: {'; '.join(given_up(cells)) or 'none'}.",
-            f"No group ever taught: {'; '.join(unmoved(cells)) or 'none'}. Such runs are the starting policy, graded "
-            "with the same draws; one of them counts as a seed.",
-            f"`weak` got six more seeds because its first four looked worst; those alone: {seen_again(cells['weak'])}.",
-            "At half the learning rate (3e-4):",
-            regimes_table(slower),
-            f"Given up there by: {'; '.join(given_up(slower)) or 'none'}.",
-            "**Two mends of our own**, beside the paper's form: the code's likeness as a potential (`potential`), and "
-            "no penalty for failed calls (`no_penalty`):",
-            mends_table(cells),
-            f"GTPO without its penalties minus GTPO: {without_penalties(cells)} points.",
-        ]
+def headline(runs: Sequence[RecordedRun]) -> str:
+    """One sentence: GTPO against GRPO after as many steps, with both kinds of luck and what would have been seen."""
+    (d,) = differences(runs, ["gtpo"])
+    low, high = (f"{100 * end:+.1f}" for end in d.over_problems[1:])
+    problems = len(runs[0].footer["sampled"]["per_problem"])
+    steps = runs[0].header["config"]["steps"]
+    return (
+        f"**GTPO minus GRPO: {points(d.over_seeds)} points** of held-out accuracy after {steps} steps ({d.seeds} "
+        f"paired seeds, 95 % t-interval; over the {problems} problems [{low}, {high}]): {d.verdict}. A true difference "
+        f"of {100 * d.detectable:.1f} points would most likely have been seen."
     )
 
 
-def write_report(readme: Path = ROOT / "README.md", folder: Path = ROOT / "data" / "runs") -> str:
-    """Put `results_text` between the README's two marks.
+def ladder_table(runs: Sequence[RecordedRun]) -> str:
+    """Markdown, for the README: from GRPO to GTPO, one part a step."""
+    arms = ["+turn_rewards", "+returns", "gtpo"]
+    found = _against(runs)
+    rows = ["| arm | held-out accuracy, % | minus GRPO, points | p (Holm) |", "|---|---|---|---|"]
+    for arm in ("grpo", *arms):
+        d = found.get(arm)
+        rest = f"{points(d.over_seeds)} | {d.p_holm:.2g}" if d else " | "
+        rows.append(f"| `{arm}` | {percent(list(accuracies(runs, arm).values()))} | {rest} |")
+    return "\n".join(rows)
+
+
+def results_text(folder: Path = ROOT / "data" / "runs") -> str:
+    """``docs/results.md``, from the recorded runs alone."""
+    ablation, cells, slower = load_runs(folder / "ablation"), load_cells(folder), load_cells(folder, "regimes_3e-4")
+
+    def listed(found: Sequence[str]) -> str:
+        return "; ".join(found) or "none"
+
+    template = (ROOT / "gtpo_mini" / "assets" / "results.md").read_text(encoding="utf-8")
+    return Template(template, undefined=StrictUndefined, keep_trailing_newline=True).render(
+        headline=headline(ablation),
+        start=f"{100 * mean([run.steps[0]['reward/outcome'] for run in ablation]):.0f}",
+        arms=arms_table(ablation),
+        runs=len(ablation),
+        broken=listed(broke_down(ablation)),
+        one_rate=at_one_rate(folder),
+        regimes=regimes_table(cells),
+        given_up=listed(given_up(cells)),
+        unmoved=listed(unmoved(cells)),
+        seen_again=seen_again(cells["weak"]),
+        slower=regimes_table(slower),
+        slower_given_up=listed(given_up(slower)),
+        variants=variants_table(cells),
+        without_penalties=without_penalties(cells),
+    )
+
+
+def write_report(root: Path = ROOT, folder: Path = ROOT / "data" / "runs") -> Path:
+    """Write ``docs/results.md``, and the headline with the ladder between the README's two marks.
 
     Raises:
         ValueError: a mark is missing.
     """
+    readme = root / "README.md"
     text = readme.read_text(encoding="utf-8")
     if BEGIN not in text or END not in text:
         raise ValueError(f"{readme.name}: lacks the marks {BEGIN} and {END}, between which the results go")
-    made = results_text(folder)
+    runs = load_runs(folder / "ablation")
     before, after = text.partition(BEGIN)[0], text.partition(END)[2]
+    made = f"{headline(runs)}\n\n{ladder_table(runs)}"
     readme.write_text(f"{before}{BEGIN}\n{made}\n{END}{after}", encoding="utf-8")
-    return made
+    results = root / "docs" / "results.md"
+    results.parent.mkdir(exist_ok=True)
+    results.write_text(results_text(folder), encoding="utf-8")
+    return results

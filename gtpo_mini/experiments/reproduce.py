@@ -1,4 +1,4 @@
-"""``python -m gtpo_mini reproduce``: every notebook, top to bottom, with a bar; executed HTML into ``results/``."""
+"""``gtpo-mini reproduce``: every notebook, top to bottom, with a bar; executed HTML into ``results/``."""
 
 from __future__ import annotations
 

@@ -8,10 +8,9 @@ decoder that looks its attention up by name finds `NAME`, and hands on the keywo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -21,21 +20,12 @@ _IDS = 6  # tokens of the short passes
 _FUSED = ("cpu",)  # where torch has one operation for it; elsewhere plain matrix products
 
 
-def _dispatch(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    attend: Callable | None = None,
-    **kwargs,
-) -> tuple[torch.Tensor, None]:
+def _dispatch(module, query, key, value, mask, scaling=None, attend=None, **kwargs) -> tuple[torch.Tensor, None]:
     """Plain scaled dot product attention, unless the caller of the model passed ``attend=``."""
     if attend is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+        return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **kwargs)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return attend(module.layer_idx, query, key, value, attention_mask, scaling).transpose(1, 2), None
+    return attend(module.layer_idx, query, key, value, mask, scaling).transpose(1, 2), None
 
 
 AttentionInterface.register(NAME, _dispatch)
@@ -60,10 +50,9 @@ def attend_part(
     >>> mean.tolist(), round(log_sum.exp().item(), 3)
     ([[[[1.0, 3.0]]]], 3.0)
     """
-    if query.device.type in _FUSED and key.shape[-1] == value.shape[-1]:  # it gives the denominator too
-        result, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query, key, value, attn_mask=mask, scale=1.0
-        )
+    if query.device.type in _FUSED and key.shape[-1] == value.shape[-1]:
+        fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # it gives the denominator too
+        result, log_sum = fused(query, key, value, attn_mask=mask, scale=1.0)
         return result, log_sum[..., None]
     weights = torch.matmul(query, key.transpose(2, 3)).float()  # (B, H, Q, W)
     if mask is not None:
@@ -125,10 +114,7 @@ class SharedPrefixes:
 
 
 def context_length(config: PreTrainedConfig, name: str = "model") -> int:
-    """How many tokens a model sees in full.
-
-    Raises:
-        ValueError: some of its layers see less than all that came before, or keep another thing than keys and values.
+    """How many tokens a model sees in full; ValueError where some layers see less, or keep no keys and values.
 
     >>> context_length(PreTrainedConfig(max_position_embeddings=4096, sliding_window=512))
     512
@@ -154,7 +140,7 @@ def install(model: PreTrainedModel) -> bool:
 
 @torch.no_grad()
 def check(model: PreTrainedModel, name: str = "model") -> None:
-    """What of a model would be silently wrong otherwise.
+    """Try what would be silently wrong otherwise; no list of model names decides.
 
     Raises:
         ValueError: no rows of a cache at places of their own; logits that are more than the head's product.

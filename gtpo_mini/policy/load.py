@@ -21,15 +21,11 @@ from transformers import (
 from . import attention
 from .model import CANNOT_GO_ON_TOP, Policy, first_line, quiet
 
-TINY_FOLDER = Path(__file__).resolve().parents[2] / "data" / "tiny_policy"
-_VOCABULARIES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.json",
-    "vocab.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-)
+_PACKAGE = Path(__file__).resolve().parents[1]
+TINY_FOLDER = _PACKAGE / "tiny_policy"  # of a wheel
+if not TINY_FOLDER.is_dir():  # of a checkout
+    TINY_FOLDER = _PACKAGE.parent / "data" / "tiny_policy"
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 _HUB_SECONDS = 5  # for the question whether it has a model
 
 
@@ -68,33 +64,26 @@ def load_policy(
     if lora_rank is not None and lora_rank < 1:
         raise ValueError(f"lora_rank={lora_rank}: must be at least 1")
     device = _device(device)
+    dtype = _dtype(dtype, device)
     adapter = policy_folder(adapter) if adapter else None
     if adapter is None and _is_adapter(folder := policy_folder(name or "tiny")):
         name, adapter = None, folder
-    if adapter and lora_rank:
-        raise ValueError(f"model {str(adapter)!r}: {CANNOT_GO_ON_TOP}")
     name = str(name or (base_of(adapter) if adapter else "tiny"))
-    if _is_adapter(policy_folder(name)):
-        raise ValueError(f"model {name!r}: {CANNOT_GO_ON_TOP}")
-    options = {"dtype": _dtype(dtype, device), "attn_implementation": "sdpa"}
+    if (adapter and lora_rank) or _is_adapter(policy_folder(name)):
+        raise ValueError(f"model {str(adapter or name)!r}: {CANNOT_GO_ON_TOP}")
+    options = {"dtype": dtype, "attn_implementation": "sdpa"}
     if quantize:
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=options["dtype"],
-        )
-        options["device_map"] = {"": device}
+        nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype}
+        options |= {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, **nf4), "device_map": {"": device}}
     tokenizer, model = read_model(name, **options)
     if not quantize:
         model = model.to(device)
     if adapter:
-        model = put_adapter(model, adapter, name)
-        name = f"{name} + {adapter.name}"
+        model, name = put_adapter(model, adapter, name), f"{name} + {adapter.name}"
     elif quantize or lora_rank:
         rank = lora_rank or 16
         config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), quiet():
             torch.manual_seed(seed)
             model = get_peft_model(model, config)
     _check_finite(model, name)
@@ -104,11 +93,7 @@ def load_policy(
 
 
 def base_of(adapter: str | os.PathLike) -> str:
-    """Folder or hub name of the model that an adapter was trained on.
-
-    Raises:
-        ValueError: no adapter there, or one that names no base model.
-    """
+    """Folder or hub name of the model that an adapter was trained on; ValueError where none is named."""
     try:
         settings = json.loads((Path(adapter) / "adapter_config.json").read_text(encoding="utf-8"))
         return settings["base_model_name_or_path"]
@@ -120,27 +105,18 @@ def base_of(adapter: str | os.PathLike) -> str:
 
 
 def put_adapter(model: PreTrainedModel, adapter: Path, name: str) -> PeftModel:
-    """A model with a trained adapter on it.
-
-    Raises:
-        ValueError: the adapter in the folder ``adapter`` does not fit the model, which is called ``name``.
-    """
+    """The model of that name under the trained adapter in a folder, which has to fit it (else ValueError)."""
     try:
-        return PeftModel.from_pretrained(model, str(adapter))
+        with quiet():
+            return PeftModel.from_pretrained(model, str(adapter))
     except Exception as error:  # wrong shapes, missing files, other kinds of adapter
         reason = first_line(error)
         raise ValueError(f"adapter {str(adapter)!r} does not fit the model {name!r} ({reason})") from error
 
 
 def policy_folder(name: str | os.PathLike) -> Path:
-    """The folder that a name stands for: "tiny" for the package's, a run for its ``policy/``, others for themselves.
-
-    Raises:
-        ValueError: a run that has saved no policy; no tiny policy here.
-    """
+    """The folder that a name stands for: "tiny" for the package's, a run for its ``policy/``, others for themselves."""
     folder = TINY_FOLDER if str(name) == "tiny" else Path(name)
-    if folder is TINY_FOLDER and not folder.is_dir():
-        raise ValueError(f"no tiny policy in {folder}; make it with: gtpo-mini coldstart")
     records = folder / "metrics.jsonl", folder / "imitation.json"
     if (folder / "config.json").is_file() or not any(map(Path.is_file, records)):
         return folder
@@ -150,33 +126,34 @@ def policy_folder(name: str | os.PathLike) -> Path:
 
 
 def read_model(name: str, **options) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    """The tokenizer and the model of a folder or of the hub; ``options`` go to ``from_pretrained``.
+    """The tokenizer and the model of a folder or of the hub; ``options`` go to the model's ``from_pretrained``.
 
     Raises:
         ValueError: neither holds a model of that name; what a folder lacks.
     """
-    folder, known = policy_folder(name), None
+    folder, unknown = policy_folder(name), None
     source, where = str(folder), "the folder cannot be loaded"
-    if folder.is_dir():
-        missing = [] if any((folder / file).is_file() for file in _VOCABULARIES) else ["tokenizer.json"]
-        missing += [] if (folder / "tokenizer_config.json").is_file() else ["tokenizer_config.json"]
-        if (folder / "config.json").is_file() and missing:
-            raise ValueError(
-                f"model {name!r}: the folder cannot be loaded (no {' and no '.join(missing)}); save the tokenizer "
-                "with the model: tokenizer.save_pretrained(FOLDER)"
-            )
-    else:
+    if not folder.is_dir():
         source, where = name, "no such folder here, and the hub does not offer it"
-        try:  # one question: a download that finds no hub or no such name would try for 47 seconds
+        try:  # one question: a download that finds no hub, or no such name, would try for 47 seconds
             HfApi().model_info(name, timeout=_HUB_SECONDS)
         except Exception as error:
-            known, options["local_files_only"] = error, True
+            unknown = error
+    elif (folder / "config.json").is_file():
+        missing = [] if any((folder / file).is_file() for file in _VOCABULARIES) else ["tokenizer.json"]
+        missing += [] if (folder / "tokenizer_config.json").is_file() else ["tokenizer_config.json"]
+        if missing:
+            raise ValueError(
+                f"model {name!r}: {where} (no {' and no '.join(missing)}); save the tokenizer with the model: "
+                "tokenizer.save_pretrained(FOLDER)"
+            )
+    options["local_files_only"] = unknown is not None
     try:
         with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=known is not None)
+            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=options["local_files_only"])
             return tokenizer, AutoModelForCausalLM.from_pretrained(source, **options)
     except Exception as error:  # a broken folder raises whatever its reader happens to raise
-        raise ValueError(f"model {name!r}: {where} ({first_line(known or error)})") from error
+        raise ValueError(f"model {name!r}: {where} ({first_line(unknown or error)})") from error
 
 
 def _is_adapter(folder: Path) -> bool:
@@ -194,22 +171,19 @@ def _check_finite(model: nn.Module, name: str) -> None:
 
 def _device(device: str | None) -> str:
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device={device!r}: torch finds no CUDA GPU here; use device='cpu' (profile 'cpu')")
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device={device!r}: torch has no such device here; use 'cpu' or 'cuda'") from error
+        what = "no CUDA GPU" if device.startswith("cuda") else "no such device"
+        raise ValueError(f"device={device!r}: torch finds {what} here; use device='cpu' (profile 'cpu')") from error
     return device
 
 
 def _dtype(dtype: str | None, device: str) -> torch.dtype:
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype is None:
-        if not device.startswith("cuda"):
-            return torch.float32
-        # A T4 emulates bf16, slowly: ask for the real thing.
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    if dtype not in known:
+    if dtype is None and not device.startswith("cuda"):
+        dtype = "float32"
+    elif dtype is None:  # a T4 emulates bf16, slowly: ask for the real thing
+        dtype = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    if dtype not in (known := ("float32", "bfloat16", "float16")):
         raise ValueError(f"dtype={dtype!r}: must be one of {', '.join(known)}")
-    return known[dtype]
+    return getattr(torch, dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -25,33 +26,34 @@ class Policy:
 
     Args:
         model: a decoder-only ``transformers`` model, or a peft model around one.
-        tokenizer: with a chat template and a pad token.
+        tokenizer: with a chat template, a pad token and an end token, and no more tokens than the model embeds.
 
     Raises:
-        ValueError: no chat template or pad token; an architecture that the rollout cannot cache.
+        ValueError: the tokenizer lacks one of these; an architecture that the rollout cannot cache.
     """
 
     def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, name: str = "policy") -> None:
-        if not tokenizer.chat_template:
-            raise ValueError(
-                f"model {name!r}: its tokenizer has no chat template; use an instruction-tuned model, or set "
-                "tokenizer.chat_template and save the tokenizer with the model"
-            )
-        if tokenizer.pad_token_id is None:
-            raise ValueError(
-                f"model {name!r}: its tokenizer has no pad token; set one (tokenizer.pad_token = tokenizer.eos_token "
-                "will do, padding is never read from ids) and save the tokenizer with the model"
-            )
-        # A tokenizer's class may add a token for unknown text, which a byte-level tokenizer never meets.
-        size = 1 + max({*tokenizer.get_vocab().values()} - {tokenizer.unk_token_id})
-        if size > (rows := model.get_input_embeddings().weight.shape[0]):
-            raise ValueError(
-                f"model {name!r}: its tokenizer has {size} tokens, but its embedding only {rows}; use its own "
-                "tokenizer, or call model.resize_token_embeddings(len(tokenizer)) and save both"
-            )
         self.model, self.tokenizer, self.name = model, tokenizer, name
         self.is_lora = hasattr(model, "peft_config")
-        self.eos_ids = self._eos_ids()
+        found = getattr(self.plain.generation_config, "eos_token_id", None)
+        self.eos_ids = frozenset({*(found if isinstance(found, list) else [found]), tokenizer.eos_token_id} - {None})
+        # A tokenizer's class may add a token for unknown text, which a byte-level tokenizer never meets.
+        size = 1 + max({*tokenizer.get_vocab().values()} - {tokenizer.unk_token_id})
+        rows = model.get_input_embeddings().weight.shape[0]
+        for wrong, fault in (
+            (not tokenizer.chat_template, "no chat template; use an instruction-tuned model, or set chat_template"),
+            (
+                tokenizer.pad_token_id is None,
+                "no pad token; set one (tokenizer.pad_token = tokenizer.eos_token will do)",
+            ),
+            (not self.eos_ids, "no end-of-sequence token; set tokenizer.eos_token"),
+            (
+                size > rows,
+                f"{size} tokens, but its embedding only {rows}; model.resize_token_embeddings(len(tokenizer))",
+            ),
+        ):
+            if wrong:
+                raise ValueError(f"model {name!r}: its tokenizer has {fault}, and save the tokenizer with the model")
         for module in model.modules():  # what would show the update another policy than the one that sampled
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
@@ -59,7 +61,7 @@ class Policy:
                 module.support_avx512bf16_for_cpu = False
         self.context_length = attention.context_length(self.plain.config.get_text_config(), name)
         self.takes_attend = attention.install(self.plain)  #: rollouts can share their group's prompt
-        self._frozen: nn.Module | None = None
+        self._reference: Policy | None = None
 
     @property
     def plain(self) -> nn.Module:
@@ -76,29 +78,15 @@ class Policy:
         """Of the embeddings, and so of what flows through the model (quantised weights have another)."""
         return self.model.get_input_embeddings().weight.dtype
 
-    def _eos_ids(self) -> frozenset[int]:
-        found = getattr(self.plain.generation_config, "eos_token_id", None)
-        ids = set(found if isinstance(found, list) else [found]) | {self.tokenizer.eos_token_id}
-        ids.discard(None)
-        if not ids:
-            raise ValueError(f"model {self.name!r}: no end-of-sequence token; set tokenizer.eos_token and save it")
-        return frozenset(ids)
-
     def encode_chat(self, messages: Sequence[dict[str, str]], tools: list[dict] | None = None) -> list[int]:
-        """Token ids of a chat, up to and including the header of the assistant's turn; the template shows ``tools``.
-
-        Raises:
-            ValueError: the template refuses these messages.
-        """
+        """Token ids of a chat, up to and including the header of the assistant's turn; the template shows ``tools``."""
         try:
             return self.tokenizer.apply_chat_template(
                 list(messages), tools=tools, add_generation_prompt=True, tokenize=True, return_dict=False
             )
         except Exception as error:  # a template raises whatever it likes
-            roles = ", ".join(message["role"] for message in messages)
-            raise ValueError(
-                f"model {self.name!r}: its chat template refuses messages of the roles {roles} ({first_line(error)})"
-            ) from error
+            roles, reason = ", ".join(message["role"] for message in messages), first_line(error)
+            raise ValueError(f"model {self.name!r}: its chat template refuses the roles {roles} ({reason})") from error
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text; what looks like a special token stays text, so tool output cannot forge one."""
@@ -120,11 +108,7 @@ class Policy:
         return self.plain.get_output_embeddings()(hidden).float()
 
     def trainable_parameters(self) -> list[nn.Parameter]:
-        """What the optimiser changes: all weights, or the new adapter's.
-
-        Raises:
-            ValueError: nothing is trainable, because `load_policy` put a trained adapter on the model.
-        """
+        """What the optimiser changes: all weights, or a new adapter's; of a trained adapter nothing, an error."""
         if not (parameters := [p for p in self.model.parameters() if p.requires_grad]):
             raise ValueError(f"model {self.name!r}: {CANNOT_GO_ON_TOP}")
         return parameters
@@ -151,7 +135,7 @@ class Policy:
     def keep_reference(self) -> None:
         """Remember the present weights as the reference policy; LoRA needs no copy."""
         if not self.is_lora:
-            self._frozen = copy.deepcopy(self.model).requires_grad_(False).eval()
+            self._reference = Policy(copy.deepcopy(self.model).requires_grad_(False).eval(), self.tokenizer, self.name)
 
     @contextlib.contextmanager
     def as_reference(self) -> Iterator[Policy]:
@@ -159,10 +143,10 @@ class Policy:
         if self.is_lora:
             with self.model.disable_adapter():
                 yield self
-        elif self._frozen is not None:
-            yield Policy(self._frozen, self.tokenizer, self.name)
-        else:
+        elif self._reference is None:
             raise RuntimeError("call keep_reference() before the first update")
+        else:
+            yield self._reference
 
     def save(self, folder: str | os.PathLike) -> None:
         """Write weights (or the adapter) as safetensors, and the tokenizer, to ``folder``."""
@@ -173,11 +157,13 @@ class Policy:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No bar for reading weights: the bars that matter are those of the steps."""
+    """No bar for reading weights, and no warning that peft asks transformers for an old name."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            yield
     finally:
         if shown:
             transformers_logging.enable_progress_bar()

@@ -115,7 +115,7 @@ def load_rollouts(path: str | Path) -> list[dict[str, Any]]:
         lines = Path(path).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
-            f"{str(path)!r}: no rollouts there; record them with: python -m gtpo_mini train --record-rollouts"
+            f"{str(path)!r}: no rollouts there; record them with: gtpo-mini train --record-rollouts"
         ) from error
     found: dict[tuple[int, int], dict[str, Any]] = {}
     for number, line in enumerate(lines[:-1], 1):  # a whole line ends in a newline

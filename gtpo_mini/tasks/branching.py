@@ -1,9 +1,8 @@
 """The offline task: branching word problems that take at least three tool turns.
 
-Each step but the first may depend on what the tool printed for the step before ("if the count is even ... if
-it is odd ..."), so the calls cannot be written ahead. Answers are whole numbers up to many thousands, so they
-cannot be guessed. The same generator writes imperfect solutions for the cold start: at every turn a call may
-be broken (syntax error, forgotten print) or wrong (operator, number), and may or may not be put right.
+A step may depend on what the tool printed before ("if the count is even ... if it is odd ..."), so the calls cannot be
+written ahead, and answers go up to many thousands, so they cannot be guessed. The same generator writes imperfect
+solutions for the cold start: a call may be broken or wrong, and may or may not be put right.
 """
 
 from __future__ import annotations
@@ -47,6 +46,10 @@ class Step:
     then: Operation
     otherwise: Operation
 
+    def test_holds(self, count: int) -> bool:
+        """Whether the test holds; without a test it does."""
+        return {"": True, "even": count % 2 == 0, "large": count > 500}[self.test]
+
     def choose(self, count: int) -> Operation:
         """The operation this step asks for.
 
@@ -54,10 +57,6 @@ class Step:
         Operation(symbol='*', number=3)
         """
         return self.then if self.test_holds(count) else self.otherwise
-
-    def test_holds(self, count: int) -> bool:
-        """Whether the test holds; without a test it does."""
-        return {"": True, "even": count % 2 == 0, "large": count > 500}[self.test]
 
 
 def _draw_operation(rng: random.Random) -> Operation:
@@ -77,12 +76,11 @@ def draw_problem(rng: random.Random, steps: int = 3, ask: str = "count") -> Prob
         test = "" if index == 0 else "even" if index == 1 else rng.choice(("", "even", "large"))
         then, otherwise = _draw_operation(rng), _draw_operation(rng)
         plan.append(Step(test, then, otherwise))
-        if not test:
-            sentences.append(f"Step {index + 1}: {_phrase(then, rng)}.")
-        else:
+        text = _phrase(then, rng)
+        if test:
             yes, no = _TESTS[test]
-            branch = f"if the count is {yes}, {_phrase(then, rng)}; if it is {no}, {_phrase(otherwise, rng)}."
-            sentences.append(f"Step {index + 1}: {branch}")
+            text = f"if the count is {yes}, {text}; if it is {no}, {_phrase(otherwise, rng)}"
+        sentences.append(f"Step {index + 1}: {text}.")
     count = start
     for step in plan:
         count = step.choose(count).apply(count)
@@ -161,10 +159,8 @@ def write_trace(problem: Problem, rng: random.Random, noise: TraceNoise) -> Iter
             thought += f", {_TESTS[step.test][0 if step.test_holds(count) else 1]}"
         while True:
             bad = rng.random() < noise.bad_call
-            printed = yield (
-                thought,
-                _bad_code(op, count, rng, noise) if bad else f"print({count}{op.symbol}{op.number})",
-            )
+            code = _bad_code(op, count, rng, noise) if bad else f"print({count}{op.symbol}{op.number})"
+            printed = yield thought, code
             if not bad or rng.random() >= noise.recover:
                 break
         try:

@@ -1,8 +1,7 @@
 """Is an answer right? Numbers are compared here; what must be read as mathematics goes to a process of its own.
 
-Two reasons for that process. A short answer can keep an algebra system busy for hours (``9^{9^{9}}``), and only a
-process can be stopped for sure. And some of reasoning-gym's graders hand the answer to ``eval``: such an answer is
-looked at first, and refused if it could call anything.
+A short answer can keep an algebra system busy for hours (``9^{9^{9}}``), and only a process can be stopped for sure.
+Some of reasoning-gym's graders hand the answer to ``eval``: it is refused before if it could call anything.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import sys
 import threading
 from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +166,11 @@ def _serve() -> None:
             _generator(parts[0])  # its import is not the answer's fault
         signal.setitimer(signal.ITIMER_PROF, _CPU_SECONDS)  # nobody handles this signal, so it ends the process
         try:
-            right = _expressions(*parts) if kind == "expressions" else _score(*parts) == 1.0
+            right = (
+                _expressions(*parts)
+                if kind == "expressions"
+                else _generator(parts[0]).score_answer(parts[2], parts[1]) == 1.0
+            )
         except Exception:
             right = False
         signal.setitimer(signal.ITIMER_PROF, 0)
@@ -181,16 +185,8 @@ def _expressions(gold: str, answer: str) -> bool:
     return bool(verify(left, right, timeout_seconds=None))
 
 
-_GENERATORS: dict[str, Any] = {}
-
-
+@cache
 def _generator(name: str) -> Any:
-    if name not in _GENERATORS:
-        import reasoning_gym
+    import reasoning_gym
 
-        _GENERATORS[name] = reasoning_gym.create_dataset(name, size=1, seed=0)
-    return _GENERATORS[name]
-
-
-def _score(name: str, entry: dict, answer: str) -> float:
-    return float(_generator(name).score_answer(answer, entry))
+    return reasoning_gym.create_dataset(name, size=1, seed=0)

@@ -7,7 +7,6 @@ import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,11 @@ from ..types import Problem
 
 _DRAWS = 8  # draws a wanted problem, at most: small generators repeat themselves
 # Generators whose rows have no answer, because many are right, but hold one in their metadata.
-_EXAMPLES = {"graph_color": "possible_answer", "propositional_logic": "example_answer"}
-_EXAMPLES["rubiks_cube"] = "example_correct_answer"
+_EXAMPLES = {
+    "graph_color": "possible_answer",
+    "propositional_logic": "example_answer",
+    "rubiks_cube": "example_correct_answer",
+}
 
 
 @dataclass(frozen=True)
@@ -41,32 +43,19 @@ class Source:
     cut: int = 0  #: of that file: the rows of train, in order; the rest is test
 
 
-def _after_hashes(answer: str) -> str:
-    return answer.rsplit("####", 1)[-1].strip()
-
-
+_SPLITS = {"train": "train", "test": "test"}
 SOURCES = {
-    "gsm8k": Source("openai/gsm8k", "main", {"train": "train", "test": "test"}, Columns(id="", clean=_after_hashes)),
-    "svamp": Source(
-        "ChilleD/SVAMP",
-        None,
-        {"train": "train", "test": "test"},
-        Columns(("Body", "Question"), "Answer", "ID"),
-        whole="SVAMP.json",
-        cut=700,
+    "gsm8k": Source(
+        "openai/gsm8k", "main", _SPLITS, Columns(id="", clean=lambda answer: answer.rsplit("####", 1)[-1].strip())
     ),
+    "svamp": Source("ChilleD/SVAMP", None, _SPLITS, Columns(("Body", "Question"), "Answer", "ID"), "SVAMP.json", 700),
     "math500": Source("HuggingFaceH4/MATH-500", None, {"test": "test"}, Columns(("problem",), id="unique_id")),
     "aime": Source("HuggingFaceH4/aime_2024", None, {"test": "train"}, Columns(("problem",))),
 }
 
 
 def load_source(name: str, split: str, size: int | None = None) -> tuple[Problem, ...]:
-    """The problems of a data set: from ``GTPO_DATA_DIR`` if that is set, else from the hub.
-
-    Args:
-        name: a key of `SOURCES`.
-        split: "train" or "test".
-        size: how many, from the first; None: all.
+    """The first ``size`` problems of a key of `SOURCES`: from ``GTPO_DATA_DIR`` if that is set, else from the hub.
 
     Raises:
         ValueError: no such split or file; no hub; rows that cannot be used, with their line numbers.
@@ -74,8 +63,15 @@ def load_source(name: str, split: str, size: int | None = None) -> tuple[Problem
     source = SOURCES[name]
     if split not in source.splits:
         raise ValueError(f"task {name!r} has only the split {', '.join(source.splits)}: it is for evaluation")
-    if folder := os.environ.get("GTPO_DATA_DIR"):
-        return _from_folder(name, source, Path(folder) / name, split, size)
+    if data := os.environ.get("GTPO_DATA_DIR"):
+        path, whole = Path(data) / name / f"{split}.jsonl", Path(data) / name / (source.whole or "")
+        if path.is_file():
+            return load_json_lines(path, source.columns)[:size]
+        if not whole.is_file():
+            raise ValueError(f"GTPO_DATA_DIR={data}: no file {name}/{split}.jsonl there; unset it to use the hub")
+        rows = list(enumerate(json.loads(whole.read_text(encoding="utf-8")), 1))
+        rows = rows[: source.cut] if split == "train" else rows[source.cut :]
+        return problems_from_rows(str(whole), rows, source.columns)[:size]
     import datasets
 
     try:
@@ -86,19 +82,6 @@ def load_source(name: str, split: str, size: int | None = None) -> tuple[Problem
             f"that holds {name}/{split}.jsonl, with the hub's columns"
         ) from error
     return problems_from_rows(source.dataset, enumerate(rows, 1), source.columns)[:size]
-
-
-def _from_folder(name: str, source: Source, folder: Path, split: str, size: int | None) -> tuple[Problem, ...]:
-    path = folder / f"{split}.jsonl"
-    if not path.is_file() and source.whole and (whole := folder / source.whole).is_file():
-        rows = list(enumerate(json.loads(whole.read_text(encoding="utf-8")), 1))
-        rows = rows[: source.cut] if split == "train" else rows[source.cut :]
-        return problems_from_rows(str(whole), rows, source.columns)[:size]
-    if not path.is_file():
-        raise ValueError(
-            f"GTPO_DATA_DIR={os.environ['GTPO_DATA_DIR']}: no file {name}/{split}.jsonl there; unset it to use the hub"
-        )
-    return load_json_lines(path, source.columns)[:size]
 
 
 def load_json_lines(path: Path, columns: Columns = Columns()) -> tuple[Problem, ...]:
@@ -131,9 +114,9 @@ def problems_from_rows(
 
     Args:
         source: what the message calls the file.
-        rows: rows as they were read; a good one is an object.
+        rows: as they were read; a good one is an object.
         columns: which of its values count.
-        faults: (line number, what is wrong) of lines that could not even be read.
+        faults: (line number, what is wrong) of lines that could not be read.
 
     Raises:
         ValueError: any line has a fault; the message names the lines of each kind of fault.
@@ -144,62 +127,52 @@ def problems_from_rows(
     """
     problems, faults, seen = [], list(faults), {}
     for number, row in rows:
-        problem = _problem(number, row, columns)
-        if isinstance(problem, str):
-            faults.append((number, problem))
-        elif (first := seen.setdefault(problem.id, number)) != number:
+        try:
+            problem = _problem(number, row, columns)
+        except ValueError as fault:
+            faults.append((number, str(fault)))
+            continue
+        if (first := seen.setdefault(problem.id, number)) != number:
             faults.append((number, f"its id {problem.id!r} stands on line {first} too"))
-        else:
-            problems.append(problem)
+        problems.append(problem)
     if not faults:
         return tuple(problems)
     kinds: dict[str, list[int]] = {}
     for number, what in sorted(faults):
         kinds.setdefault(what, []).append(number)
-    shown = [f"line {_some(numbers)} ({what})" for what, numbers in kinds.items()]
-    rest = f" and {len(shown) - 12} more kinds of fault" if len(shown) > 12 else ""
+    shown = [f"line {_some(numbers, 8)} ({what})" for what, numbers in kinds.items()]
     count = f"{len(faults)} lines" if len(faults) > 1 else "one line"
-    raise ValueError(f"{source}: {count} cannot be used: {', '.join(shown[:12])}{rest}; fix or remove them")
+    raise ValueError(f"{source}: {count} cannot be used: {_some(shown, 12)}; fix or remove them")
 
 
-def _problem(number: int, row: object, columns: Columns) -> Problem | str:
-    """The problem in a row, or what is wrong with it."""
+def _problem(number: int, row: object, columns: Columns) -> Problem:
+    """The problem in a row, or a ValueError that says what is wrong with it."""
     if not isinstance(row, dict):
-        return "no object"
-    parts = []
-    for name in columns.question:
-        part = row.get(name)
+        raise ValueError("no object")
+    parts = [row.get(name) for name in columns.question]
+    for name, part in zip(columns.question, parts, strict=True):
         if not (isinstance(part, str) and part.strip()):
-            return f"no {name!r}" if part is None else f"{name!r} is empty or no text"
-        parts.append(part.strip())
+            raise ValueError(f"no {name!r}" if part is None else f"{name!r} is empty or no text")
     answer = row.get(columns.answer)
     if answer is None:
-        return f"no {columns.answer!r}"
+        raise ValueError(f"no {columns.answer!r}")
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
-        return f"{columns.answer!r} is neither text nor a number"
+        raise ValueError(f"{columns.answer!r} is neither text nor a number")
     if isinstance(answer, float) and not math.isfinite(answer):
-        return f"{columns.answer!r} is no finite number"
-    gold = columns.clean(answer if isinstance(answer, str) else repr(answer))
+        raise ValueError(f"{columns.answer!r} is no finite number")
+    question, gold = " ".join(map(str.strip, parts)), columns.clean(answer if isinstance(answer, str) else repr(answer))
     if not gold:
-        return f"empty {columns.answer!r}"
+        raise ValueError(f"empty {columns.answer!r}")
     name = row.get(columns.id)
-    question, name = " ".join(parts), str(number if name is None else name)
-    if not all(_is_unicode(text) for text in (question, gold, name)):
-        return "half a surrogate pair, which is no text"
+    name = str(number if name is None else name)
+    if any("\ud800" <= character <= "\udfff" for character in question + gold + name):
+        raise ValueError("half a surrogate pair, which is no text")
     used = {*columns.question, columns.answer, columns.id}
     return Problem(name, question, gold, {key: value for key, value in row.items() if key not in used})
 
 
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _some(items: Sequence) -> str:
-    return ", ".join(map(str, items[:8])) + (f" and {len(items) - 8} more" if len(items) > 8 else "")
+def _some(items: Sequence, most: int) -> str:
+    return ", ".join(map(str, items[:most])) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
 def generated_problems(generator: str, split: str, size: int = 512, seed: int = 0) -> tuple[Problem, ...]:
@@ -220,18 +193,20 @@ def generated_problems(generator: str, split: str, size: int = 512, seed: int = 
     if generator not in known:
         raise ValueError(f"task 'reasoning_gym:{generator}': unknown generator; known: {', '.join(known)}")
 
-    def draw(first_seed: int, skip: set[str]):
-        rows = reasoning_gym.create_dataset(generator, size=_DRAWS * size, seed=first_seed)
+    def draw(first_seed: int, seen: set[str]) -> tuple[Problem, ...]:
+        rows, problems = reasoning_gym.create_dataset(generator, size=_DRAWS * size, seed=first_seed), []
         for index in range(_DRAWS * size):
             row = rows[index]
-            if row["question"] not in skip:
-                skip.add(row["question"])
-                yield Problem(str(index + 1), row["question"].strip(), _gold(generator, row), row)
+            if row["question"] not in seen:
+                seen.add(row["question"])
+                problems.append(Problem(str(index + 1), row["question"].strip(), _gold(generator, row), row))
+            if len(problems) == size:
+                break
+        return tuple(problems)
 
-    test = tuple(islice(draw(seed + 10**6, set()), size))
-    if split == "test":
-        return test
-    return tuple(islice(draw(seed, {problem.metadata["question"] for problem in test}), size))
+    seen: set[str] = set()
+    test = draw(seed + 10**6, seen)
+    return test if split == "test" else draw(seed, seen)
 
 
 def _gold(generator: str, row: dict[str, Any]) -> str:

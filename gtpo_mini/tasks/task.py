@@ -74,12 +74,18 @@ class TaskCheck:
         """True if each gold answer was right and each mutated one wrong, and every problem had one."""
         return not (self.no_gold or self.gold_fails or self.wrong_passes)
 
+    def __str__(self) -> str:
+        found = {
+            "whose gold answer is graded wrong": self.gold_fails,
+            "wrong answers graded right": [f"{key} {text[:60]!r}" for key, text in self.wrong_passes],
+            "without gold answer": self.no_gold,
+        }
+        parts = [f"{len(ids)} {what}" + (f" (ids: {', '.join(ids[:5])})" if ids else "") for what, ids in found.items()]
+        return f"{self.checked} problems, {', '.join(parts)}"
+
 
 def check_task(task: Task) -> TaskCheck:
-    """Grade each problem's gold answer, which must be right, and mutated ones, which must be wrong.
-
-    A number is mutated into its successor, ten times itself plus seven, and its negative minus one; other text into its
-    first half, and into words that answer nothing. An empty answer is tried too.
+    """Grade each problem's gold answer, which must be right, and others made from it, which must be wrong.
 
     >>> check_task(Task("mine", (Problem("1", "2 + 2?", "4"), Problem("2", "True?", "True")))).ok
     True
@@ -98,8 +104,7 @@ def check_task(task: Task) -> TaskCheck:
 
 
 def _mutated(gold: str) -> list[str]:
-    number = as_number(gold)
-    if number is None:
+    if (number := as_number(gold)) is None:
         return [gold[: len(gold) // 2], "no idea", ""]
     return [f"{number + 1:f}", f"{10 * number + 7:f}", f"{-number - 1:f}", ""]
 
@@ -190,9 +195,9 @@ def _own(name: str) -> Task | Callable[..., Task]:
         found = pkgutil.resolve_name(name)
     except Exception as error:  # importing a module raises whatever it happens to raise
         raise ValueError(f"task {name!r}: cannot be imported ({type(error).__name__}: {_line(error)})") from error
-    if not isinstance(found, Task) and not callable(found):
-        raise ValueError(f"task {name!r}: is a {type(found).__name__}, not a Task or a callable that returns one")
-    return found
+    if isinstance(found, Task) or callable(found):
+        return found
+    raise ValueError(f"task {name!r}: is a {type(found).__name__}, not a Task or a callable that returns one")
 
 
 def _line(error: Exception) -> str:

@@ -26,23 +26,23 @@ class TrainConfig:
     """
 
     credit: CreditAssignment = ARMS["gtpo"]  #: an arm (`ARMS`), a `Credit`, or an own function of its shape
-    steps: int = 60
-    problems_per_step: int = 8
-    group_size: int = 8
-    learning_rate: float = 1e-4
+    steps: int = 60  #: optimisation steps, each on fresh rollouts
+    problems_per_step: int = 8  #: groups a step
+    group_size: int = 8  #: rollouts a problem, compared with each other
+    learning_rate: float = 1e-4  #: of AdamW, constant
     minibatches: int = 1  #: optimiser steps that share one batch of rollouts
-    clip_low: float = 0.2
-    clip_high: float = 0.28
+    clip_low: float = 0.2  #: the ratio is clipped below 1 minus this
+    clip_high: float = 0.28  #: and above 1 plus this
     importance_cap: float | None = 2.0  #: of the weights where sampler and trainer differ; None: no weights
-    kl_coefficient: float = 0.0  #: 0: no reference policy is kept
-    max_grad_norm: float = 1.0
+    kl_coefficient: float = 0.0  #: of the distance to the starting policy; 0: no reference policy is kept
+    max_grad_norm: float = 1.0  #: longer gradients are shortened to it
     tokens_per_pass: int = 4096  #: tokens of one forward and backward pass, at most
     gradient_checkpointing: bool = False  #: compute activations again in the backward pass: less memory, more time
-    temperature: float = 1.0
-    max_turns: int = 6
-    max_turn_tokens: int = 256
+    temperature: float = 1.0  #: of the sampling
+    max_turns: int = 6  #: policy turns a rollout
+    max_turn_tokens: int = 256  #: policy tokens a turn
     max_context: int | None = None  #: tokens a rollout, prompt included; None: the model's own limit
-    seed: int = 0
+    seed: int = 0  #: of problems and sampling
 
     def __post_init__(self) -> None:
         def check(holds: bool, name: str, rule: str) -> None:

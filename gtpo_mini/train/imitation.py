@@ -23,11 +23,14 @@ from ..policy.model import Policy
 from ..rollout.builder import RolloutBuilder
 from ..rollout.chat import Chat
 from ..rollout.engine import RolloutEngine
+from ..rollout.protocol import ToolProtocol
 from ..sandbox import Sandbox
 from ..tasks.rows import load_json_lines
 from ..tasks.task import Task
 from ..types import ExecutionResult, Problem, StopReason, Trajectory, Turn
+from .config import TrainConfig
 from .loss import token_logprobs
+from .metrics import run_header
 
 
 def make_trace(
@@ -77,17 +80,15 @@ def read_traces(path: str | Path, chat: Chat, sandbox: Sandbox, context: int | N
     for problem in problems:
         where = f"{path}: the trace with the id (or on the line) {problem.id}"
         texts = problem.metadata.get("turns")
-        texts = (
-            [text.rstrip() if isinstance(text, str) else text for text in texts] if isinstance(texts, list) else None
-        )
-        if not (texts and all(isinstance(text, str) and text for text in texts)):
+        if not (isinstance(texts, list) and texts and all(isinstance(text, str) and text.strip() for text in texts)):
             raise ValueError(f"{where}: 'turns' must be a list of texts, none of them empty")
+        texts = [text.rstrip() for text in texts]
         if any(chat.protocol.is_complete(text[:-1]) for text in texts):
             raise ValueError(f"{where}: text after a call; a turn ends where its call does, the rest is the next turn")
         calls = [chat.protocol.read(text).code is not None for text in texts]
         if calls != [True] * (len(texts) - 1) + [False] or chat.protocol.read(texts[-1]).answer is None:
             raise ValueError(f"{where}: every turn but the last must make a call, the last must answer")
-        trace = make_trace(problem, _said(texts), chat, sandbox)
+        trace = make_trace(problem, _in_turn(texts), chat, sandbox)
         if not judge.grade(problem, trace.answer):
             raise ValueError(f"{where}: it answers {trace.answer!r}, but its 'answer' is {problem.answer!r}")
         if len(trace.token_ids) > context:
@@ -96,7 +97,7 @@ def read_traces(path: str | Path, chat: Chat, sandbox: Sandbox, context: int | N
     return traces
 
 
-def _said(texts: Sequence[str]) -> Generator[str, ExecutionResult | None, None]:
+def _in_turn(texts: Sequence[str]) -> Generator[str, ExecutionResult | None, None]:
     for text in texts:
         _ = yield text  # a list's own iterator could not be sent a result
 
@@ -104,20 +105,13 @@ def _said(texts: Sequence[str]) -> Generator[str, ExecutionResult | None, None]:
 def write_traces(path: str | Path, traces: Sequence[Trajectory]) -> None:
     """Write traces as `read_traces` takes them, to be looked at, edited, and used again."""
     seen: Counter[str] = Counter()
-    numbers = []
-    for trace in traces:
-        seen[trace.problem.id] += 1
-        numbers.append(seen[trace.problem.id])
-    lines = [
-        {
-            "id": trace.problem.id if number == 1 else f"{trace.problem.id} #{number}",
-            "question": trace.problem.question,
-            "answer": trace.problem.answer,
-            "turns": [turn.text for turn in trace.turns],
-        }
-        for number, trace in zip(numbers, traces, strict=True)
-    ]
-    Path(path).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    with Path(path).open("w", encoding="utf-8") as file:
+        for trace in traces:
+            problem = trace.problem
+            seen[problem.id] += 1
+            name = problem.id if seen[problem.id] == 1 else f"{problem.id} #{seen[problem.id]}"
+            line = {"id": name, "question": problem.question, "answer": problem.answer}
+            file.write(json.dumps({**line, "turns": [turn.text for turn in trace.turns]}) + "\n")
 
 
 def sample_traces(
@@ -223,3 +217,41 @@ def _backward(policy: Policy, batch: Sequence[Trajectory], tokens_per_pass: int 
         loss.backward()
         whole += loss.item()
     return whole
+
+
+def imitate_into(
+    folder: Path,
+    policy: Policy,
+    protocol: ToolProtocol,
+    config: TrainConfig,
+    sources: tuple[Task | None, str | None, int, int],
+    batch: int,
+) -> tuple[list[Trajectory], list[float]]:
+    """A cold start into a new folder: ``traces.jsonl``, ``policy`` and ``imitation.json``.
+
+    Args:
+        sources: a task with how many problems and samples to try, or a file of traces in its place.
+        folder, policy, protocol, config, batch: where, who, how turns are written, and how to train.
+
+    Returns:
+        The traces, and the loss of each step.
+    """
+    task, file, problems, samples = sources
+    folder.mkdir(parents=True, exist_ok=True)
+    with Sandbox() as sandbox:
+        engine = RolloutEngine(policy, protocol, sandbox, config.sampling(rows=64))
+        if file is not None:
+            traces = read_traces(file, engine.chat, sandbox, config.max_context)
+        else:
+            traces = sample_traces(engine, task, problems, samples, config.seed)
+    write_traces(folder / "traces.jsonl", traces)
+    if config.gradient_checkpointing:
+        policy.checkpoint_gradients()
+    peak, rng = config.learning_rate, random.Random(config.seed)
+    losses = imitate(policy, traces, config.steps, peak, batch, config.tokens_per_pass, rng)
+    policy.save(folder / "policy")
+    source = f"traces of {Path(file).name}" if task is None else task.name
+    header = run_header(config, policy.name, source, str(policy.device))
+    record = {**header, "protocol": protocol.name, "traces": len(traces), "batch": batch, "losses": losses}
+    (folder / "imitation.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return traces, losses

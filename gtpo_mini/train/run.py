@@ -211,11 +211,10 @@ class Run:
         self.saved = self.checkpoints.save(done, policy, optimizer, state)
 
     def _where(self) -> str:
-        if self.folder is None:
-            return "nothing was saved: the run has no output folder"
-        if self.saved is None:
-            return "there is no checkpoint yet; --resume begins again"
-        return f"the last checkpoint is {self.saved}; go on from it with --resume"
+        if self.saved is not None:
+            return f"the last checkpoint is {self.saved}; go on from it with --resume"
+        without = "nothing was saved: the run has no output folder"
+        return without if self.folder is None else "there is no checkpoint yet; --resume begins again"
 
     def _resumed(self, old: dict, new: dict, done: int) -> dict:
         """The first header, with a note of where and how the run went on; and the settings that hold now."""

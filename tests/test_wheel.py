@@ -1,0 +1,75 @@
+"""A wheel is self-contained: built from a copy of this tree, installed elsewhere, it trains the tiny policy."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "gtpo_mini"
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+
+
+def run(*command: str | Path, cwd: Path, **environment: str) -> str:
+    done = subprocess.run(
+        list(map(str, command)), cwd=cwd, capture_output=True, text=True, env={**os.environ, **environment}, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """Built from a copy, so that no build folder stays in the checkout."""
+    folder = tmp_path_factory.mktemp("source")
+    for name in ("gtpo_mini", "data/tiny_policy", "tests"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "data" / "runs").mkdir()
+    (folder / "data" / "runs" / "a.jsonl").touch()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet"]
+    run(*pip, "--no-deps", "--no-build-isolation", "--wheel-dir", "dist", ".", cwd=folder)
+    (found,) = (folder / "dist").glob("*.whl")
+    return found
+
+
+def test_every_folder_of_the_package_is_listed():
+    folders = {".".join(path.parent.relative_to(ROOT).parts) for path in PACKAGE.rglob("*.py")}
+    assert sorted(SETTINGS["packages"]) == sorted(folders | {"gtpo_mini.tiny_policy"})
+
+
+def test_a_wheel_holds_the_package_its_assets_and_the_tiny_policy_and_nothing_else(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+    wanted = {path.relative_to(ROOT) for path in PACKAGE.rglob("*") if path.is_file() and path.suffix != ".pyc"}
+    tiny = {Path("gtpo_mini/tiny_policy", path.name) for path in (ROOT / "data" / "tiny_policy").iterdir()}
+    assert names == {path.as_posix() for path in wanted | tiny}
+    assert any(name.startswith("gtpo_mini/assets/") for name in names)
+
+
+def test_an_installed_wheel_trains_and_evaluates_in_another_folder(wheel, tmp_path):
+    site, work = tmp_path / "site", tmp_path / "work"
+    work.mkdir()
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    run(*pip, "--no-deps", "--target", site, wheel, cwd=tmp_path)
+    how = {"cwd": work, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
+    script = "import gtpo_mini.policy.load as m; print(m.__file__, m.TINY_FOLDER, sep='\\n')"
+    module, tiny = map(Path, run(sys.executable, "-c", script, **how).splitlines())
+    assert site in module.parents and tiny == site / "gtpo_mini" / "tiny_policy"
+    small = ["--task", "branching"]
+    command = [sys.executable, "-m", "gtpo_mini", "train", *small, "--steps", "1", "--problems-per-step", "2"]
+    run(*command, "--group-size", "4", "--output", "run", **how)
+    assert (work / "run" / "policy" / "model.safetensors").is_file()
+    steps = [json.loads(line) for line in (work / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert any(line["kind"] == "step" and line["rollout/turns"] > 1 for line in steps)
+    shown = run(site / "bin" / "gtpo-mini", "evaluate", *small, "--model", "run", "--problems", "4", **how)
+    assert "accuracy" in shown
