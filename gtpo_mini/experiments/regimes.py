@@ -25,9 +25,9 @@ _LONG = {"max_turns": 9, "max_context": 512}
 
 @dataclass(frozen=True)
 class Regime:
-    """One cell of the map."""
+    """A variant of task and start."""
 
-    words: str  #: what is special here
+    special: str  #: what is special here
     noise: TraceNoise  #: the habits that its starting policy imitates
     task: dict = field(default_factory=dict)  #: options of the task ``branching``
     changes: dict = field(default_factory=dict)  #: of the training configuration

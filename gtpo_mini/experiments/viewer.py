@@ -46,15 +46,15 @@ def trajectory_html(
     Returns:
         HTML with its own style; each policy token shows its log-probability when pointed at.
     """
-    told = transcript(trajectory, policy, rewards, returns, advantages)
+    shown = transcript(trajectory, policy, rewards, returns, advantages)
     style = f"<meta charset=utf-8><style>{_asset('display.css')}</style>"
-    return f"{style}<div class=gtpo>{_legend()}{rollout_html(told)}</div>"
+    return f"{style}<div class=gtpo>{_legend()}{rollout_html(shown)}</div>"
 
 
-def rollout_html(told: dict[str, Any]) -> str:
+def rollout_html(shown: dict[str, Any]) -> str:
     """The turns of a `transcript` as HTML, for a place that has the style already."""
-    parts = [f"<details class=prompt><summary>prompt</summary><pre>{_escape(told['prompt'])}</pre></details>"]
-    for number, turn in enumerate(told["turns"], 1):
+    parts = [f"<details class=prompt><summary>prompt</summary><pre>{_escape(shown['prompt'])}</pre></details>"]
+    for number, turn in enumerate(shown["turns"], 1):
         parts.append(f"<h4>{_turn_head(number, turn)}</h4>")
         parts.append(f"<pre class={_kind(turn)}>{_policy_text(turn)}</pre>")
         code = turn["code"]
@@ -66,10 +66,10 @@ def rollout_html(told: dict[str, Any]) -> str:
         if turn["unseen"]:
             label = "<b class=label>result that the policy did not see</b>\n"
             parts.append(f"<pre class='tool unseen{failed}'>{label}{_escape(turn['unseen'])}</pre>")
-    answer = "none" if told["answer"] is None else told["answer"]
+    answer = "none" if shown["answer"] is None else shown["answer"]
     parts.append(
-        f"<p class=end><b>Stop:</b> {_escape(told['stop'])} <b>Answer:</b> <code>{_escape(answer)}</code> "
-        f"<b>Gold answer:</b> <code>{_escape(told['gold'])}</code></p>"
+        f"<p class=end><b>Stop:</b> {_escape(shown['stop'])} <b>Answer:</b> <code>{_escape(answer)}</code> "
+        f"<b>Gold answer:</b> <code>{_escape(shown['gold'])}</code></p>"
     )
     return "".join(parts)
 
@@ -85,11 +85,11 @@ def rollouts_page(rollouts: Sequence[dict[str, Any]], title: str = "rollouts") -
         HTML that loads nothing; its policy lets only its own script run, whatever a rollout holds.
     """
     groups = defaultdict(list)
-    for told in rollouts:
-        groups[told["step"], told["group"]].append(float(told["correct"]))
+    for shown in rollouts:
+        groups[shown["step"], shown["group"]].append(float(shown["correct"]))
     spread = {key: pstdev(right) for key, right in groups.items()}
-    cards = "".join(_card(told, spread[told["step"], told["group"]], groups) for told in rollouts)
-    steps = sorted({told["step"] for told in rollouts})
+    cards = "".join(_card(shown, spread[shown["step"], shown["group"]], groups) for shown in rollouts)
+    steps = sorted({shown["step"] for shown in rollouts})
     options = "".join(f"<option value={step}>{step}</option>" for step in steps)
     script = _asset("display.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -107,25 +107,25 @@ def rollouts_page(rollouts: Sequence[dict[str, Any]], title: str = "rollouts") -
     )
 
 
-def _card(told: dict[str, Any], spread: float, groups: dict[tuple[int, int], list[float]]) -> str:
-    reward = sum(turn.get("reward", 0.0) for turn in told["turns"])
-    right = groups[told["step"], told["group"]]
-    answer = "none" if told["answer"] is None else told["answer"][:40]
+def _card(shown: dict[str, Any], spread: float, groups: dict[tuple[int, int], list[float]]) -> str:
+    reward = sum(turn.get("reward", 0.0) for turn in shown["turns"])
+    right = groups[shown["step"], shown["group"]]
+    answer = "none" if shown["answer"] is None else shown["answer"][:40]
     words = (
-        f"<b class={'right' if told['correct'] else 'wrong'}>{'right' if told['correct'] else 'wrong'}</b>",
-        f"step {told['step']}",
-        f"problem {_escape(told['problem'][:40])}",
+        f"<b class={'right' if shown['correct'] else 'wrong'}>{'right' if shown['correct'] else 'wrong'}</b>",
+        f"step {shown['step']}",
+        f"problem {_escape(shown['problem'][:40])}",
         f"reward {reward:+.2f}",
-        f"{len(told['turns'])} turn{'s' * (len(told['turns']) != 1)}",
-        f"stop: {_escape(told['stop'])}",
+        f"{len(shown['turns'])} turn{'s' * (len(shown['turns']) != 1)}",
+        f"stop: {_escape(shown['stop'])}",
         f"answer <code>{_escape(answer)}</code>",
         f"group: {round(sum(right))} of {len(right)} right",
     )
-    data = f"data-step={told['step']} data-group={told['group']} data-number={told['number']} "
-    data += f"data-reward={reward:.4f} data-spread={spread:.4f} data-right={int(told['correct'])}"
+    data = f"data-step={shown['step']} data-group={shown['group']} data-number={shown['number']} "
+    data += f"data-reward={reward:.4f} data-spread={spread:.4f} data-right={int(shown['correct'])}"
     summary = f"<summary>{' '.join(f'<span>{word}</span>' for word in words)}</summary>"
-    question = f"<p class=question>{_escape(told['question'])}</p>"
-    return f"<details class=rollout {data}>{summary}{question}{rollout_html(told)}</details>"
+    question = f"<p class=question>{_escape(shown['question'])}</p>"
+    return f"<details class=rollout {data}>{summary}{question}{rollout_html(shown)}</details>"
 
 
 def _legend() -> str:
