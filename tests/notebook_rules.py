@@ -39,7 +39,7 @@ def problems(notebook: dict[str, Any], setup_source: str | None = None) -> list[
 def format_problems(notebook: dict[str, Any]) -> list[str]:
     """Not valid nbformat 4.5 or later (the first version with cell ids)."""
     ids = [cell.get("id") for cell in notebook["cells"]]
-    if None in ids or len(set(ids)) < len(ids):  # nbformat would mend these with a mere warning
+    if None in ids or len(set(ids)) < len(ids):  # nbformat would repair these with a mere warning
         return ["every cell needs an id of its own"]
     try:
         nbformat.validate(nbformat.from_dict(notebook))

@@ -14,7 +14,7 @@ from scipy.stats import t as student
 from gtpo_mini.experiments import plots, report
 from gtpo_mini.experiments.compare import Difference, differences
 from gtpo_mini.experiments.experiments import RecordedRun
-from gtpo_mini.experiments.report import arms_table, load_cells, write_report
+from gtpo_mini.experiments.report import arms_table, load_regime_runs, write_report
 from gtpo_mini.experiments.stats import Interval
 
 
@@ -97,9 +97,11 @@ def test_a_tool_given_up_is_named(runs):
 
 
 def test_added_seeds_are_looked_at_alone(runs):
-    mend = [make_run(arm, seed, [1.0, 1.0, 0.0, 1.0] * 50) for arm in ("no_penalty", "potential") for seed in range(5)]
+    variant = [
+        make_run(arm, seed, [1.0, 1.0, 0.0, 1.0] * 50) for arm in ("no_penalty", "potential") for seed in range(5)
+    ]
     (d,) = differences([run for run in runs if run.seed > 1], ["gtpo"])
-    assert f"`gtpo` minus `grpo` {report.points(d.over_seeds)} points" in report.seen_again([*runs, *mend], first=2)
+    assert f"`gtpo` minus `grpo` {report.points(d.over_seeds)} points" in report.seen_again([*runs, *variant], first=2)
 
 
 def test_runs_that_never_moved_count_once(runs):
@@ -135,11 +137,11 @@ def test_a_run_that_broke_down_is_named(runs):
 
 
 def test_variants_are_compared_where_they_were_run(runs):
-    mend = [make_run("no_penalty", seed, [1.0, 1.0, 0.0, 1.0] * 50) for seed in range(5)]
-    table = report.variants_table({"here": [*runs, *mend], "there": runs, "once": [*runs, mend[0]]})
+    variant = [make_run("no_penalty", seed, [1.0, 1.0, 0.0, 1.0] * 50) for seed in range(5)]
+    table = report.variants_table({"here": [*runs, *variant], "there": runs, "once": [*runs, variant[0]]})
     assert table.count("| here |") == 2 and "there" not in table and "once" not in table
-    words = report.without_penalties({"here": [*runs, *mend], "there": runs})
-    (d,) = differences([*runs, *mend], ["no_penalty"], "gtpo")
+    words = report.without_penalties({"here": [*runs, *variant], "there": runs})
+    (d,) = differences([*runs, *variant], ["no_penalty"], "gtpo")
     assert words == f"here {report.points(d.over_seeds)}, p {d.p:.2g}" and report.without_penalties({}) == "not run"
 
 
@@ -181,8 +183,8 @@ def test_the_readme_s_numbers_are_the_table_s():
 
 
 def test_the_recorded_set_is_as_large_as_the_readme_says():
-    runs = [run for cell in load_cells().values() for run in cell]
-    main = load_cells()["(shipped)"]
+    runs = [run for cell in load_regime_runs().values() for run in cell]
+    main = load_regime_runs()["(shipped)"]
     assert {run.seed for run in main if run.arm == "grpo"} == {run.seed for run in main if run.arm == "gtpo"}
     assert len({run.seed for run in main}) >= 10
     assert all(len(run.footer[kind]["per_problem"]) >= 1000 for run in main for kind in ("sampled", "greedy"))

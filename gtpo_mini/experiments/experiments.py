@@ -60,12 +60,12 @@ def run_arm(
         ValueError: unknown arm, profile or regime; a finished run of another configuration in ``output``.
     """
     chosen = load_profile(profile)
-    cell = load_regime(regime) if regime else None
-    changes = {**(cell.changes if cell else {}), **changes}
+    variant = load_regime(regime) if regime else None
+    changes = {**(variant.changes if variant else {}), **changes}
     own = {name: changes.pop(name) for name in Credit.__dataclass_fields__ if name in changes}
     credit = load_arm(arm)
     config = replace(chosen.train, credit=replace(credit, **own) if own else credit, seed=seed, **changes)
-    facts = {"arm": arm, **({"regime": regime, "task_options": cell.task} if cell else {})}
+    facts = {"arm": arm, **({"regime": regime, "task_options": variant.task} if variant else {})}
     path = Path(output) / "metrics.jsonl"
     if path.exists() and (run := read_run(path)) is not None:
         same = {**facts, "config": json.loads(json.dumps(config.record())), "eval_problems": eval_problems}
@@ -77,7 +77,7 @@ def run_arm(
     policy = load_policy(model, chosen.quantize, chosen.lora_rank, chosen.device, seed=seed)
     if regime:
         policy.name = model.name  # a record names no folder of this machine
-    options = cell.task if cell else {}
+    options = variant.task if variant else {}
     train, test = load_task(chosen.task, "train", **options), load_task(chosen.task, "test", **options)
     if {p.question for p in train.problems} & {p.question for p in test.problems}:
         raise ValueError(f"task {chosen.task!r}: the same question is in train and in test")

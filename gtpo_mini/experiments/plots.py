@@ -17,7 +17,7 @@ from ..train.config import results_folder
 from ..train.metrics import mean
 from ..train.record import RecordedRun
 from .compare import Difference
-from .report import ROOT, load_cells, regime_differences
+from .report import ROOT, load_regime_runs, regime_differences
 from .stats import t_interval
 
 #: Okabe-Ito colours, which colour-blind readers tell apart, and a marker of its own for each arm.
@@ -114,13 +114,13 @@ def plot_differences(found: Sequence[Difference], title: str) -> Figure:
     return figure
 
 
-def plot_regimes(cells: Mapping[str, Sequence[RecordedRun]]) -> Figure:
+def plot_regimes(regimes: Mapping[str, Sequence[RecordedRun]]) -> Figure:
     """GTPO minus GRPO in every regime, the accuracy before and after, and the tool calls a rollout."""
     figure, (left, middle, right) = plt.subplots(
-        1, 3, figsize=(12, 2.0 + 0.42 * len(cells)), sharey=True, layout="constrained"
+        1, 3, figsize=(12, 2.0 + 0.42 * len(regimes)), sharey=True, layout="constrained"
     )
-    for row, (name, d) in enumerate(regime_differences(cells).items()):
-        runs = cells[name]
+    for row, (name, d) in enumerate(regime_differences(regimes).items()):
+        runs = regimes[name]
         left.plot([100 * end for end in d.over_seeds[1:]], [row] * 2, color="#555555", linewidth=3)
         left.plot(100 * d.over_seeds.estimate, row, "o", color="black")
         start = [run.steps[0] for run in runs]
@@ -133,7 +133,7 @@ def plot_regimes(cells: Mapping[str, Sequence[RecordedRun]]) -> Figure:
             calls = [e["behaviour"]["rollout/calls"] for e in ends]
             right.plot(calls, [row + shift] * len(ends), marker, color=colour, alpha=0.6)
     left.axvline(0, color="black", linewidth=0.8)
-    left.set_yticks(range(len(cells)), list(cells))
+    left.set_yticks(range(len(regimes)), list(regimes))
     left.invert_yaxis()
     left.set_xlabel("GTPO minus GRPO, points")
     middle.set_xlabel("held-out accuracy, %")
@@ -180,10 +180,10 @@ def save_figure(figure: Figure, name: str, runs: Sequence[RecordedRun] = (), fol
 
 def readme_figures(folder: Path = ROOT / "data" / "runs", output: Path = ROOT / "docs") -> list[Path]:
     """The README's figures, from the recorded runs alone."""
-    cells = load_cells(folder)
-    main = [run for run in cells["(shipped)"] if run.arm in ("grpo", "gtpo")]
+    regimes = load_regime_runs(folder)
+    main = [run for run in regimes["(shipped)"] if run.arm in ("grpo", "gtpo")]
     curves = plot_learning_curves(main, "A small policy learns to use a Python tool over several turns")
     return [
         save_figure(curves, "side_by_side", main, output),
-        save_figure(plot_regimes(cells), "regimes", [run for runs in cells.values() for run in runs], output),
+        save_figure(plot_regimes(regimes), "regimes", [run for runs in regimes.values() for run in runs], output),
     ]

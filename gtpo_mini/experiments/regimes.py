@@ -29,7 +29,7 @@ _PARITY = {"ask": "parity"}
 class Regime:
     """A start, and a variant of the task."""
 
-    words: str  #: what is special here
+    special: str  #: what is special here
     noise: TraceNoise  #: the habits that its starting policy imitates
     task: dict = field(default_factory=dict)  #: options of the task ``branching``
     changes: dict = field(default_factory=dict)  #: of the training configuration

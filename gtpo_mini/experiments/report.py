@@ -62,7 +62,7 @@ def broke_down(runs: Sequence[RecordedRun]) -> list[str]:
     return [f"`{run.arm}` seed {run.seed} ({start:.0f} to {end:.0f} %)" for run, start, end in pairs if end <= start]
 
 
-def load_cells(folder: Path = ROOT / "data" / "runs", kind: str = "regimes") -> dict[str, list[RecordedRun]]:
+def load_regime_runs(folder: Path = ROOT / "data" / "runs", kind: str = "regimes") -> dict[str, list[RecordedRun]]:
     """The recorded runs of GRPO, GTPO and our variants in every regime, the shipped policy's own first.
 
     Args:
@@ -70,29 +70,29 @@ def load_cells(folder: Path = ROOT / "data" / "runs", kind: str = "regimes") -> 
         kind: "regimes", or "regimes_3e-4": those at half the learning rate, without the shipped policy's.
     """
     recorded = {name: folder / kind / name for name in REGIMES}
-    cells = {name: load_runs(path) for name, path in recorded.items() if path.exists()}
+    regimes = {name: load_runs(path) for name, path in recorded.items() if path.exists()}
     if kind != "regimes":
-        return cells
+        return regimes
     shipped = [run for run in load_runs(folder / "ablation") if run.arm in ("grpo", "gtpo", *VARIANTS)]
-    return {"(shipped)": shipped, **cells}
+    return {"(shipped)": shipped, **regimes}
 
 
-def regime_differences(cells: Mapping[str, Sequence[RecordedRun]]) -> dict[str, Difference]:
-    """GTPO minus GRPO in every regime of `load_cells`, p-values corrected over the regimes."""
-    found = {name: differences(runs, ["gtpo"])[0] for name, runs in cells.items()}
+def regime_differences(regimes: Mapping[str, Sequence[RecordedRun]]) -> dict[str, Difference]:
+    """GTPO minus GRPO in every regime of `load_regime_runs`, p-values corrected over the regimes."""
+    found = {name: differences(runs, ["gtpo"])[0] for name, runs in regimes.items()}
     return dict(zip(found, corrected(list(found.values())), strict=True))
 
 
-def regimes_table(cells: Mapping[str, Sequence[RecordedRun]]) -> str:
-    """Markdown: GTPO minus GRPO in every regime of `load_cells`."""
+def regimes_table(regimes: Mapping[str, Sequence[RecordedRun]]) -> str:
+    """Markdown: GTPO minus GRPO in every regime of `load_regime_runs`."""
     rows = [
         "| regime | what is special | seeds | first step, % | GRPO, % (greedy) | GTPO, % (greedy) "
         "| GTPO minus GRPO, points | detectable | p (Holm) | calls at the start, GRPO, GTPO |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for name, d in regime_differences(cells).items():
-        words = REGIMES[name].words if name in REGIMES else "the shipped policy and task"
-        sides = [[run for run in cells[name] if run.arm == arm] for arm in ("grpo", "gtpo")]
+    for name, d in regime_differences(regimes).items():
+        special = REGIMES[name].special if name in REGIMES else "the shipped policy and task"
+        sides = [[run for run in regimes[name] if run.arm == arm] for arm in ("grpo", "gtpo")]
         ends = [
             [100 * mean(accuracies(side, side[0].arm, k).values()) for k in ("sampled", "greedy")] for side in sides
         ]
@@ -100,14 +100,14 @@ def regimes_table(cells: Mapping[str, Sequence[RecordedRun]]) -> str:
         calls = [mean([run.footer["sampled"]["behaviour"]["rollout/calls"] for run in side]) for side in sides]
         start = [run.steps[0] for run in sides[0]]
         rows.append(
-            f"| {name} | {words} | {d.seeds} | {100 * mean([s['reward/outcome'] for s in start]):.0f} | {left} "
+            f"| {name} | {special} | {d.seeds} | {100 * mean([s['reward/outcome'] for s in start]):.0f} | {left} "
             f"| {right} | {points(d.over_seeds)} | {100 * d.detectable:.1f} | {d.p_holm:.2g} | "
             f"{mean([s['rollout/calls'] for s in start]):.1f}, {calls[0]:.1f}, {calls[1]:.1f} |"
         )
     return "\n".join(rows)
 
 
-def variants_table(cells: Mapping[str, Sequence[RecordedRun]]) -> str:
+def variants_table(regimes: Mapping[str, Sequence[RecordedRun]]) -> str:
     """Markdown: GTPO and each variant of ours minus GRPO, in every regime in which the variant was run twice.
 
     The p-values are corrected for all rows of this table.
@@ -117,12 +117,12 @@ def variants_table(cells: Mapping[str, Sequence[RecordedRun]]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     names, found = [], []
-    for name, runs in cells.items():
+    for name, runs in regimes.items():
         tried = [arm for arm in VARIANTS if sum(run.arm == arm for run in runs) > 1]
         more = differences(runs, ["gtpo", *tried]) if tried else []
         names, found = [*names, *[name] * len(more)], [*found, *more]
     for name, d in zip(names, corrected(found), strict=True):
-        mine = [run for run in cells[name] if run.arm == d.arm]
+        mine = [run for run in regimes[name] if run.arm == d.arm]
         calls = [run.footer["sampled"]["behaviour"]["rollout/calls"] for run in mine]
         start = mean([run.steps[0]["rollout/calls"] for run in mine])
         detectable = "" if math.isnan(d.detectable) else f"{100 * d.detectable:.1f}"
@@ -133,9 +133,9 @@ def variants_table(cells: Mapping[str, Sequence[RecordedRun]]) -> str:
     return "\n".join(rows)
 
 
-def without_penalties(cells: Mapping[str, Sequence[RecordedRun]]) -> str:
+def without_penalties(regimes: Mapping[str, Sequence[RecordedRun]]) -> str:
     """What taking the penalties away does to GTPO, e.g. "weak +13.5 [+5.0, +22.0], p 0.02"; p-values corrected."""
-    tried = {name: runs for name, runs in cells.items() if sum(run.arm == "no_penalty" for run in runs) > 1}
+    tried = {name: runs for name, runs in regimes.items() if sum(run.arm == "no_penalty" for run in runs) > 1}
     found = corrected([differences(runs, ["no_penalty"], "gtpo")[0] for runs in tried.values()])
     parts = zip(tried, found, strict=True)
     return "; ".join(f"{name} {points(d.over_seeds)}, p {d.p_holm:.2g}" for name, d in parts) or "not run"
@@ -156,15 +156,15 @@ def at_one_rate(folder: Path = ROOT / "data" / "runs") -> str:
     found = corrected(
         [differences(runs, [new], old)[0] for old, new in pairwise(["+turn_rewards", "+returns", "gtpo"])]
     )
-    said = [f"`{d.arm}` minus `{d.base}` {points(d.over_seeds)} points, p {d.p_holm:.2g}" for d in found]
+    shown = [f"`{d.arm}` minus `{d.base}` {points(d.over_seeds)} points, p {d.p_holm:.2g}" for d in found]
     broken = "; ".join(broke_down([run for run in runs if run.arm == "+returns"])) or "none"
-    return f"all at {rate:g} ({found[0].seeds} seeds): {'; '.join(said)} (broke down: {broken})"
+    return f"all at {rate:g} ({found[0].seeds} seeds): {'; '.join(shown)} (broke down: {broken})"
 
 
-def unmoved(cells: Mapping[str, Sequence[RecordedRun]]) -> list[str]:
+def unmoved(regimes: Mapping[str, Sequence[RecordedRun]]) -> list[str]:
     """Where some of an arm's runs never moved: "GRPO in hopeless (3 of 4 seeds)"."""
     found = []
-    for name, runs in cells.items():
+    for name, runs in regimes.items():
         for arm in dict.fromkeys(run.arm for run in runs):
             mine = [run for run in runs if run.arm == arm]
             still = sum(not run.moved for run in mine)
@@ -173,10 +173,10 @@ def unmoved(cells: Mapping[str, Sequence[RecordedRun]]) -> list[str]:
     return found
 
 
-def given_up(cells: Mapping[str, Sequence[RecordedRun]]) -> list[str]:
+def given_up(regimes: Mapping[str, Sequence[RecordedRun]]) -> list[str]:
     """Where an arm ended with less than half of its calls: "GTPO in long (6.6 to 1.9 [1.0, 2.8] calls a rollout)"."""
     found = []
-    for name, runs in cells.items():
+    for name, runs in regimes.items():
         start = mean([run.steps[0]["rollout/calls"] for run in runs])
         for arm in dict.fromkeys(run.arm for run in runs):
             ends = [run.footer["sampled"]["behaviour"]["rollout/calls"] for run in runs if run.arm == arm]
@@ -213,7 +213,11 @@ def ladder_table(runs: Sequence[RecordedRun]) -> str:
 
 def results_text(folder: Path = ROOT / "data" / "runs") -> str:
     """``docs/results.md``, from the recorded runs alone."""
-    ablation, cells, slower = load_runs(folder / "ablation"), load_cells(folder), load_cells(folder, "regimes_3e-4")
+    ablation, regimes, slower = (
+        load_runs(folder / "ablation"),
+        load_regime_runs(folder),
+        load_regime_runs(folder, "regimes_3e-4"),
+    )
 
     def listed(found: Sequence[str]) -> str:
         return "; ".join(found) or "none"
@@ -226,14 +230,14 @@ def results_text(folder: Path = ROOT / "data" / "runs") -> str:
         runs=len(ablation),
         broken=listed(broke_down(ablation)),
         one_rate=at_one_rate(folder),
-        regimes=regimes_table(cells),
-        given_up=listed(given_up(cells)),
-        unmoved=listed(unmoved(cells)),
-        seen_again=seen_again(cells["weak"]),
+        regimes=regimes_table(regimes),
+        given_up=listed(given_up(regimes)),
+        unmoved=listed(unmoved(regimes)),
+        seen_again=seen_again(regimes["weak"]),
         slower=regimes_table(slower),
         slower_given_up=listed(given_up(slower)),
-        variants=variants_table(cells),
-        without_penalties=without_penalties(cells),
+        variants=variants_table(regimes),
+        without_penalties=without_penalties(regimes),
     )
 
 

@@ -87,9 +87,9 @@ def record_rollouts(
     lines = []
     for number, rollout in enumerate(rollouts):
         mine = None if returns is None else returns[number]
-        told = transcript(rollout, policy, rewards[number], mine, advantages[number])
+        shown = transcript(rollout, policy, rewards[number], mine, advantages[number])
         place = {"step": step, "group": number // group_size, "number": number, "correct": bool(correct[number])}
-        lines.append(json.dumps({**place, **told}) + "\n")
+        lines.append(json.dumps({**place, **shown}) + "\n")
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
         _cut_half_line(file)

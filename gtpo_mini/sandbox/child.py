@@ -242,7 +242,7 @@ def _parse(reply: bytes, nonce: bytes) -> str | None:
 
 
 def _how_it_died(status: int) -> str:
-    """A wait status in words that help a model to mend its code."""
+    """A wait status as a text that helps a model to repair its code."""
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         known = number in set(signal.Signals)  # a real-time signal is valid and has no name

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from gtpo_mini.sandbox.canary import ACTS, Protection, judge, victims
 from gtpo_mini.sandbox.child import Child
-from gtpo_mini.sandbox.limits import MEND, Limits, SandboxUnavailable
+from gtpo_mini.sandbox.limits import REMEDY, Limits, SandboxUnavailable
 from gtpo_mini.sandbox.link import Link
 from gtpo_mini.sandbox.syscalls import AUDIT_ARCH
 from gtpo_mini.types import ExecutionResult
@@ -134,7 +134,7 @@ class Sandbox:
             print(UNCONFINED, file=sys.stderr)
         elif protection.allowed:
             missing = "; ".join(f"{act} (stopped by {ACTS[act]})" for act in protection.allowed)
-            raise SandboxUnavailable(f"snippets could: {missing}. {MEND} {result.error}")
+            raise SandboxUnavailable(f"snippets could: {missing}. {REMEDY} {result.error}")
         for note in protection.notes:
             warnings.warn(f"sandbox: {note}", RuntimeWarning, stacklevel=3)
         return protection
@@ -177,7 +177,7 @@ def _check_platform(confinement: str) -> None:
         raise SandboxUnavailable("Windows has nothing to confine model-written code with. Use WSL2 or Docker.")
     known = sys.platform == "linux" and platform.machine() in AUDIT_ARCH and sys.maxsize > 1 << 32
     if not known and confinement == "full":
-        raise SandboxUnavailable(f"no confinement is known for {sys.platform} on {platform.machine()}. {MEND}")
+        raise SandboxUnavailable(f"no confinement is known for {sys.platform} on {platform.machine()}. {REMEDY}")
 
 
 _shared: dict[Limits, Sandbox] = {}

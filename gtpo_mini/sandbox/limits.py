@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
-MEND = (
+REMEDY = (
     "Use Linux 5.13 or later with seccomp (on Windows: WSL2; on macOS: Docker, `docker run -it python:3.11`), "
     'or, where model-written code can do no harm, Sandbox(confinement="unconfined").'
 )
 
 
 class SandboxUnavailable(RuntimeError):
-    """The sandbox cannot give here what it promises; the message says what is missing and the mend.
+    """The sandbox cannot give here what it promises; the message says what is missing and what helps.
 
     It is raised at start or when the sandbox itself breaks, never for what a snippet does: a broken set-up
     must stop the run, not be scored as a wrong answer.

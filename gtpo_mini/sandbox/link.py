@@ -14,7 +14,7 @@ import threading
 from pathlib import Path
 
 from gtpo_mini.sandbox.child import NO_SIGNAL, Child
-from gtpo_mini.sandbox.limits import MEND, Limits, SandboxUnavailable
+from gtpo_mini.sandbox.limits import REMEDY, Limits, SandboxUnavailable
 
 # The server is a fresh interpreter: no memory, environment or thread of the trainer is in it. It gets this
 # package under another name, for importing `gtpo_mini` itself would be needless weight.
@@ -117,7 +117,7 @@ class Link:
             raise
         if problem:
             child.close()
-            raise SandboxUnavailable(f"a child could not be confined: {problem}. {MEND}")
+            raise SandboxUnavailable(f"a child could not be confined: {problem}. {REMEDY}")
         return child
 
     def release(self, pid: int) -> None:
