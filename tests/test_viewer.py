@@ -21,9 +21,9 @@ def rollouts(tmp_path, make_trajectory, tiny_policy):
     call = Turn("x", code="print(1)", result=ExecutionResult(ok=False, stdout=EVIL, error=EVIL))
     ids = tiny_policy.encode(EVIL)
     group = [make_trajectory((ids, ids, call), (ids, [], call), answer=EVIL), make_trajectory((ids, [], Turn("x")))]
-    numbers = [[[-0.1, 1.0], [0.0]], [[0.5, 1.5], [-1.0]]]
+    numbers = [[[-0.1, 1.0], [0.0]], [[0.5, 1.5], [-1.0]], [[0.8, 1.0], [0.0]]]  # rewards, advantages, returns
     for step in (0, 1):
-        record_rollouts(tmp_path / "r.jsonl", step, group, [step == 0, False], *numbers, tiny_policy, 2, 0.9)
+        record_rollouts(tmp_path / "r.jsonl", step, group, [step == 0, False], *numbers, tiny_policy, 2)
     return load_rollouts(tmp_path / "r.jsonl")
 
 
@@ -41,6 +41,7 @@ def test_the_page_escapes_everything_and_loads_nothing(rollouts):
     page = rollouts_page(rollouts, EVIL)
     assert page.count("<script") == 1 and "<img" not in page and not re.search(r"https?://", page)
     page.encode("utf-8")
+    assert "\0" not in page and "\u2400" in page and "\ud800" not in page
 
 
 def browse(page: str, folder: Path, changes: str = "") -> str:
@@ -96,6 +97,6 @@ def test_a_run_that_was_killed_in_the_middle_of_a_line_goes_on_in_a_line_of_its_
     with path.open("a", encoding="utf-8") as file:
         file.write('{"step": 2, "group": 0, "num')
     group = [make_trajectory((tiny_policy.encode("1"), [], Turn("x")))]
-    record_rollouts(path, 2, group, [True], [[1.0]], [[0.5]], tiny_policy, 1, 0.9)
+    record_rollouts(path, 2, group, [True], [[1.0]], [[0.5]], [[1.0]], tiny_policy, 1)
     found = load_rollouts(path)
     assert found[:4] == rollouts and [(r["step"], r["number"]) for r in found[4:]] == [(2, 0)]
