@@ -67,19 +67,17 @@ def rollouts_page(rollouts: Sequence[dict[str, Any]], title: str = "rollouts") -
         HTML that loads nothing; its policy lets only its own script run, whatever a rollout holds.
     """
     groups = defaultdict(list)
-    for recorded in rollouts:
-        groups[recorded["step"], recorded["group"]].append(float(recorded["correct"]))
+    for shown in rollouts:
+        groups[shown["step"], shown["group"]].append(float(shown["correct"]))
     cards = []
-    for recorded in rollouts:
-        right = groups[recorded["step"], recorded["group"]]
+    for shown in rollouts:
+        right = groups[shown["step"], shown["group"]]
         facts = {"spread": pstdev(right), "right": round(sum(right)), "members": len(right)}
-        cards.append(
-            {**_shown(recorded), **facts, "reward": sum(turn.get("reward", 0.0) for turn in recorded["turns"])}
-        )
+        cards.append({**_shown(shown), **facts, "reward": sum(turn.get("reward", 0.0) for turn in shown["turns"])})
     script = _asset("display.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    steps = sorted({recorded["step"] for recorded in rollouts})
+    steps = sorted({shown["step"] for shown in rollouts})
     return str(_page().page(cards, _clean(title), steps, _asset("display.css"), script, Markup(policy)))
 
 
@@ -100,10 +98,10 @@ def _clean(value: Any) -> Any:
     return value.encode("utf-8", "replace").decode("utf-8").translate(_CONTROL) if isinstance(value, str) else value
 
 
-def _shown(recorded: dict[str, Any]) -> dict[str, Any]:
+def _shown(shown: dict[str, Any]) -> dict[str, Any]:
     """A `transcript` as the template shows it: each turn with its colour, and its code with that of the syntax."""
     turns = []
-    for turn in recorded["turns"]:
+    for turn in shown["turns"]:
         text, code = "".join(piece for piece, _ in turn["pieces"]), turn["code"] or ""
         start = text.find(code) if code else -1
         classes = [""] * len(text)
@@ -119,7 +117,7 @@ def _shown(recorded: dict[str, Any]) -> dict[str, Any]:
         colour["strength"] = f"{min(abs(advantage) / _STRONG, 1) * 45:.0f}"
         ran = _runs(code, _syntax(code)) if code and start < 0 else []  # written as JSON: here it is as it ran
         turns.append({**turn, **colour, "tokens": tokens, "ran": ran})
-    return _clean({**recorded, "turns": turns})
+    return _clean({**shown, "turns": turns})
 
 
 def _syntax(code: str) -> list[str]:
