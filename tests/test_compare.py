@@ -104,7 +104,7 @@ def test_runs_are_paired_by_seed_and_problems_by_id_whatever_their_order():
 
 
 def test_results_are_written_as_they_come_and_a_file_that_is_cut_off_says_so(tmp_path, tiny_policy, sandbox):
-    """A killed evaluation leaves what it had; one in parts draws what one at once would."""
+    """A killed evaluation leaves what it had; one that is written down is the same to the bit."""
     task, settings = load_task("branching", "test", size=12), SamplingSettings(max_turn_tokens=24, max_context=320)
     whole = evaluate(tiny_policy, task, settings, samples=2, sandbox=sandbox)
     graded, plain = [], task.grade
@@ -116,18 +116,13 @@ def test_results_are_written_as_they_come_and_a_file_that_is_cut_off_says_so(tmp
         return plain(problem, answer)
 
     object.__setattr__(task, "grade", grade)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gtpo_mini.experiments.evaluate._PART", 4)
-        with pytest.raises(KeyboardInterrupt):
-            evaluate(tiny_policy, task, settings, 2, sandbox=sandbox, output=tmp_path / "cut.jsonl", header=HEADER)
-        object.__setattr__(task, "grade", plain)
-        parts = evaluate(tiny_policy, task, settings, 2, sandbox=sandbox, output=tmp_path / "all.jsonl", header=HEADER)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(tiny_policy, task, settings, samples=2, sandbox=sandbox, output=tmp_path / "cut.jsonl")
+    object.__setattr__(task, "grade", plain)
+    kept = evaluate(tiny_policy, task, settings, samples=2, sandbox=sandbox, output=tmp_path / "all.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "cut.jsonl").read_text().splitlines()]
     assert [line["kind"] for line in lines] == ["header", *["problem"] * 6]
     with pytest.raises(ValueError, match="6 problems of 12: the file is cut off"):
         compare(tmp_path / "all.jsonl", tmp_path / "cut.jsonl")
-    assert parts.answers == whole.answers and parts.correct == whole.correct
+    assert kept == whole
     assert compare(tmp_path / "all.jsonl", tmp_path / "all.jsonl").problems == 12
-
-
-HEADER = {"task": "branching", "split": "test"}

@@ -12,15 +12,13 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ..policy.model import Policy
-from ..rollout.engine import RolloutEngine, SamplingSettings
-from ..rollout.protocol import ToolProtocol, load_protocol
+from ..rollout.protocol import ToolProtocol
+from ..rollout.settings import SamplingSettings
 from ..sandbox import Sandbox
 from ..tasks.task import Task
 from ..train.metrics import describe_rollouts, mean
-from ..types import Problem, Trajectory
+from .sample import Group, sample
 from .stats import Interval, pass_at_k, t_interval, wilson_interval
-
-_PART = 256  # rollouts whose results are written together
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ def _over_problems(scores: Sequence[float]) -> Interval:
     """Mean of one score a problem: Wilson's interval where all are 0 or 1, else Student's t."""
     if set(scores) <= {0.0, 1.0}:
         return wilson_interval(round(sum(scores)), len(scores))
-    return t_interval(scores) if len(scores) > 1 else Interval(scores[0], 0.0, 1.0)
+    return t_interval(scores, share=True) if len(scores) > 1 else Interval(scores[0], 0.0, 1.0)
 
 
 def powers_of_two(most: int) -> list[int]:
@@ -119,8 +117,9 @@ def evaluate(
         problems: how many of the task's problems, from the first; None: all.
         protocol, sandbox: as in `Trainer`; None takes fenced code, and a sandbox of its own.
         seed: of the sampling.
-        output: a new JSON-lines file for the results, written as they come, which `compare` reads: ``header`` (where
-            they came from), a line a problem, and the totals.
+        output: a new JSON-lines file for `compare`: a header, a line a problem as soon as its samples are graded (a
+            call that is killed leaves those), and the totals.
+        header: more facts for the header.
 
     Returns:
         An `Evaluation` of P problems.
@@ -131,39 +130,31 @@ def evaluate(
     for name, number in (("samples", samples), ("problems", problems)):
         if number is not None and number < 1:
             raise ValueError(f"{name}={number}: must be at least 1")
-    chosen: Sequence[Problem] = task.problems[:problems]
-    # In one part the rollouts are those of every recorded evaluation, to the bit.
-    part = max(1, _PART // samples) if output else len(chosen)
-    rollouts: list[Trajectory] = []
+    chosen = task.problems[:problems]
+    lines: dict[str, dict[str, Any]] = {}
     with ExitStack() as stack:
-        sandbox = sandbox or stack.enter_context(Sandbox())
-        engine = RolloutEngine(policy, protocol or load_protocol(), sandbox, settings)
         file = stack.enter_context(Path(require_new(output)).open("a", encoding="utf-8")) if output else None
-        grades: list[list[bool | float]] = []
-        majority: list[bool | float] = []
-        _write(file, {"kind": "header", **(header or {}), "problems": len(chosen), "samples": samples})
-        for start in range(0, len(chosen), part):
-            some = chosen[start : start + part]
-            found = engine.generate(some, samples, seed, first=start * samples)
-            rollouts += found
-            for i, problem in enumerate(some):
-                group = found[i * samples : (i + 1) * samples]
-                grades.append([task.grade(problem, rollout.answer) for rollout in group])
-                majority.append(task.grade(problem, _most_frequent(group)))
-                line = {"id": problem.id, "question": _digest(problem.question), "gold": problem.answer}
-                answers = [rollout.answer for rollout in group]
-                line |= {"correct": grades[-1], "answers": answers, "majority_correct": majority[-1]}
-                _write(file, {"kind": "problem", **line})
+        facts = {"task": task.name, "split": task.split, **(header or {}), "problems": len(chosen), "samples": samples}
+        _write(file, {"kind": "header", **facts})
+
+        def finished(group: Group) -> None:
+            problem, answers = group.rollouts[0].problem, [rollout.answer for rollout in group.rollouts]
+            line = {"id": problem.id, "question": _digest(problem.question), "gold": problem.answer}
+            line |= {"correct": group.correct, "answers": answers}
+            lines[problem.id] = line | {"majority_correct": task.grade(problem, _most_frequent(answers))}
+            _write(file, {"kind": "problem", **lines[problem.id]})
+
+        groups = sample(policy, task, len(chosen), samples, seed, settings, protocol, sandbox, finished)
+        rows = [lines[problem.id] for problem in chosen]
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
         result = Evaluation(
             problems=tuple(problem.id for problem in chosen),
-            correct=tuple(map(tuple, grades)),
-            answers=tuple(tuple(r.answer for r in rollouts[i : i + samples]) for i in range(0, len(rollouts), samples)),
-            majority_correct=tuple(majority),
-            behaviour=describe_rollouts(rollouts, [grade for row in grades for grade in row]),
+            correct=tuple(tuple(row["correct"]) for row in rows),
+            answers=tuple(tuple(row["answers"]) for row in rows),
+            majority_correct=tuple(row["majority_correct"] for row in rows),
+            behaviour=describe_rollouts(rollouts, [grade for row in rows for grade in row["correct"]]),
         )
-        totals = result.record()
-        del totals["per_problem"]
-        _write(file, {"kind": "totals", **totals})
+        _write(file, {"kind": "totals", **{k: v for k, v in result.record().items() if k != "per_problem"}})
     return result
 
 
@@ -197,7 +188,7 @@ def _digest(question: str) -> str:
     return hashlib.sha256(question.encode()).hexdigest()[:16]
 
 
-def _most_frequent(group: Sequence[Trajectory]) -> str | None:
+def _most_frequent(answers: Sequence[str | None]) -> str | None:
     """The most frequent answer; of several, the one given first."""
-    counts = Counter(r.answer.strip() for r in group if r.answer is not None)
+    counts = Counter(answer.strip() for answer in answers if answer is not None)
     return counts.most_common(1)[0][0] if counts else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import NamedTuple
 
@@ -30,6 +31,7 @@ def sample(
     settings: SamplingSettings | None = None,
     protocol: ToolProtocol | None = None,
     sandbox: Sandbox | None = None,
+    finished: Callable[[Group], None] | None = None,
 ) -> list[Group]:
     """Roll a policy out on a task's first problems, and grade the answers.
 
@@ -40,9 +42,10 @@ def sample(
         seed: of the sampling.
         settings: how to sample; None: the defaults.
         protocol, sandbox: None takes fenced code, and a sandbox of its own.
+        finished: called with each group as soon as it is whole and graded.
 
     Returns:
-        One `Group` a problem.
+        One `Group` a problem, in the task's order.
 
     Raises:
         ValueError: no problems or an empty group; a prompt that does not fit; a grader that fails.
@@ -54,10 +57,21 @@ def sample(
     """
     if problems < 1:
         raise ValueError(f"problems={problems}: must be at least 1")
+    stopped: dict[int, dict[int, Trajectory]] = {}
+    graded: dict[int, Group] = {}
+
+    def grade(number: int, rollout: Trajectory) -> None:
+        place = number // group_size
+        group = stopped.setdefault(place, {})
+        group[number] = rollout
+        if len(group) == group_size and place not in graded:  # out of GPU memory, the engine begins again
+            rollouts = [group[number] for number in sorted(group)]
+            graded[place] = Group(rollouts, [task.grade(rollout.problem, rollout.answer) for rollout in rollouts])
+            if finished is not None:
+                finished(graded[place])
+
     with ExitStack() as stack:
         sandbox = sandbox or stack.enter_context(Sandbox())
         engine = RolloutEngine(policy, protocol or load_protocol(), sandbox, settings)
-        rollouts = engine.generate(task.problems[:problems], group_size, seed)
-    correct = [task.grade(rollout.problem, rollout.answer) for rollout in rollouts]
-    starts = range(0, len(rollouts), group_size)
-    return [Group(rollouts[i : i + group_size], correct[i : i + group_size]) for i in starts]
+        engine.generate(task.problems[:problems], group_size, seed, grade)
+    return [graded[place] for place in sorted(graded)]

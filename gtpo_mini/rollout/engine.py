@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import Any
@@ -32,6 +32,7 @@ from .memory import TrainingStopped, within_memory
 from .protocol import ToolProtocol
 from .settings import SamplingSettings
 
+Finished = Callable[[int, Trajectory], None]
 _BEAT = 4  # results enter at every 4th step, at the earliest 2 after the call: so that one pass reads several
 _FULL = 0.8  # when fewer than this share of the rows is in use, they move together
 _PATIENCE = 1.0  # seconds, on a GPU
@@ -71,7 +72,7 @@ class RolloutEngine:
         return self.chat.encode_result(result)
 
     def generate(
-        self, problems: Sequence[Problem], group_size: int = 1, seed: int = 0, first: int = 0
+        self, problems: Sequence[Problem], group_size: int = 1, seed: int = 0, finished: Finished | None = None
     ) -> list[Trajectory]:
         """Sample ``group_size`` rollouts of each problem.
 
@@ -79,7 +80,7 @@ class RolloutEngine:
             problems: P problems, at least one.
             group_size: G rollouts a problem, at least 1.
             seed: rollout i draws from a random stream of its own, (seed, i), whatever runs beside it.
-            first: the i of the first rollout: so parts of a batch draw what the whole would.
+            finished: called with i and rollout i as soon as it has stopped; it changes no schedule, and so no bit.
 
         Returns:
             P * G trajectories; those of problem p are ``[p * G : (p + 1) * G]``. Out of GPU memory, fewer rollouts are
@@ -93,7 +94,9 @@ class RolloutEngine:
         training = self.policy.model.training
         self.policy.model.eval()
         try:
-            return within_memory(lambda: _Batch(self, problems, group_size, seed, first).finish(), self._decode_fewer)
+            return within_memory(
+                lambda: _Batch(self, problems, group_size, seed, finished).finish(), self._decode_fewer
+            )
         finally:
             self.policy.model.train(training)
 
@@ -127,8 +130,9 @@ class _Batch:
     """One call of `RolloutEngine.generate`: P groups of ``group_size`` rollouts on a fixed number of rows."""
 
     def __init__(
-        self, engine: RolloutEngine, problems: Sequence[Problem], group_size: int, seed: int, first: int
+        self, engine: RolloutEngine, problems: Sequence[Problem], group_size: int, seed: int, finished: Finished | None
     ) -> None:
+        self.finished = finished
         self.policy, self.protocol, self.sandbox = engine.policy, engine.protocol, engine.sandbox
         self.encode_result = engine.encode_result
         self.settings, self.stop_tokens, self.seed = engine.settings, engine.stop_tokens, seed
@@ -136,7 +140,7 @@ class _Batch:
         for group, problem in enumerate(problems):
             ids = engine.encode_prompt(problem)
             for number in range(group * group_size, (group + 1) * group_size):
-                self.rollouts.append(_Ongoing(first + number, group, problem, ids))
+                self.rollouts.append(_Ongoing(number, group, problem, ids))
         self.queue = deque(self.rollouts)
         self.rows: list[_Ongoing | None] = [None] * min(self.settings.rows, len(self.rollouts))
         longest = max(r.prompt_length for r in self.rollouts)
@@ -330,6 +334,8 @@ class _Batch:
         rollout.stop = reason
         self.rows[rollout.row] = None
         self._close_session(rollout)
+        if self.finished is not None:
+            self.finished(rollout.number, rollout.freeze(reason, rollout.answer))
 
     def _close_session(self, rollout: _Ongoing) -> None:
         if rollout.session is not None:
