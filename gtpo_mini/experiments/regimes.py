@@ -1,8 +1,7 @@
 """Where the method is tried: variants of the offline task and of the cold start, each with its own starting policy.
 
 A regime's policy is the shipped tiny one after a short imitation of traces with other habits: more or fewer broken
-calls, more turns, a weaker or stronger start, answers that can be guessed. It is made on first use, from fixed
-seeds, and kept beside the figures.
+calls, more turns, a weaker or stronger start, answers that can be guessed.
 """
 
 from __future__ import annotations
@@ -20,12 +19,15 @@ from ..train.config import results_folder
 from .coldstart import STAGES, Stage, learn_stage
 
 _BASE = STAGES[-1].noise  # the shipped policy's own habits
-_LONG = {"max_turns": 9, "max_context": 512}
+_WEAK = replace(_BASE, bad_call=0.7, recover=0.3)
+_BROKEN_GUESSES = replace(_BASE, bad_call=0.6, recover=0.3, invalid=0.8, skip=0.15)
+_LONG = ({"steps": 5}, {"max_turns": 9, "max_context": 512})
+_PARITY = {"ask": "parity"}
 
 
 @dataclass(frozen=True)
 class Regime:
-    """A variant of task and start."""
+    """A start, and a variant of the task."""
 
     special: str  #: what is special here
     noise: TraceNoise  #: the habits that its starting policy imitates
@@ -36,16 +38,12 @@ class Regime:
 REGIMES: dict[str, Regime] = {
     "no_broken": Regime("bad calls run, and print something wrong", replace(_BASE, invalid=0.0)),
     "all_broken": Regime("every bad call is broken", replace(_BASE, invalid=1.0)),
-    "weak": Regime("few right answers at the start", replace(_BASE, bad_call=0.7, recover=0.3)),
+    "weak": Regime("few right answers at the start", _WEAK),
     "strong": Regime("mostly right at the start", replace(_BASE, bad_call=0.2)),
-    "long": Regime("five steps instead of three", _BASE, {"steps": 5}, _LONG),
-    "hopeless": Regime("five steps, hardly ever right", replace(_BASE, bad_call=0.7, recover=0.3), {"steps": 5}, _LONG),
-    "guess": Regime("even or odd: half of all guesses are right", replace(_BASE, skip=0.15), {"ask": "parity"}),
-    "guess_broken": Regime(
-        "guesses pay, and most bad calls are broken",
-        replace(_BASE, bad_call=0.6, recover=0.3, invalid=0.8, skip=0.15),
-        {"ask": "parity"},
-    ),
+    "long": Regime("five steps instead of three", _BASE, *_LONG),
+    "hopeless": Regime("five steps, hardly ever right", _WEAK, *_LONG),
+    "guess": Regime("even or odd: half of all guesses are right", replace(_BASE, skip=0.15), _PARITY),
+    "guess_broken": Regime("guesses pay, and most bad calls are broken", _BROKEN_GUESSES, _PARITY),
 }
 
 
@@ -64,7 +62,7 @@ def load_regime(name: str) -> Regime:
 
 
 def regime_policy(name: str, folder: Path | None = None) -> Path:
-    """The folder of a regime's starting policy; made (a minute or two on one core) if it is not there yet.
+    """The folder of a regime's starting policy; made (a minute or two on one core, fixed seeds) if it is not there yet.
 
     Args:
         name: a key of `REGIMES`.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
@@ -44,22 +46,20 @@ def reproduce(output: str | Path = "results", names: list[str] | None = None) ->
         RuntimeError: a notebook failed; its name, the error, and where the executed part was written.
         ValueError: no notebook of such a name.
     """
-    paths = sorted(NOTEBOOKS.glob("*.ipynb"))
-    paths = [path for path in paths if not names or path.name.startswith(tuple(names))]
+    paths = [path for path in sorted(NOTEBOOKS.glob("*.ipynb")) if not names or path.name.startswith(tuple(names))]
     if not paths:
         raise ValueError(f"no notebook in {NOTEBOOKS} whose name begins with {names}")
     folder = Path(output).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     notebooks = [nbformat.read(path, as_version=4) for path in paths]
     seconds = [expected_seconds(notebook) for notebook in notebooks]
-    written = []
-    form = "{l_bar}{bar}| {elapsed} so far, {postfix}"
+    written, form = [], "{l_bar}{bar}| {elapsed} so far, {postfix}"
     with tempfile.TemporaryDirectory() as scratch, tqdm(total=sum(seconds), bar_format=form) as bar:
         progress = Path(scratch) / "progress"
         os.environ.update(GTPO_RESULTS=str(folder), GTPO_PROGRESS=str(progress), JUPYTER_PREFER_ENV_PATH="1")
         for index, (path, notebook) in enumerate(zip(paths, notebooks, strict=True)):
             progress.unlink(missing_ok=True)
-            with _Ticker(bar, path.stem, seconds, index, progress):
+            with _moving(bar, path.stem, seconds, index, progress):
                 failure = _execute(notebook)
             html, _ = HTMLExporter().from_notebook_node(notebook, resources={"metadata": {"name": path.stem}})
             written.append(folder / f"{path.stem}.html")
@@ -71,10 +71,9 @@ def reproduce(output: str | Path = "results", names: list[str] | None = None) ->
 
 def _execute(notebook: nbformat.NotebookNode) -> str:
     """Run all cells in place; the error's last line, or ""."""
+    where = {"metadata": {"path": NOTEBOOKS}}
     try:
-        NotebookClient(
-            notebook, timeout=1800, kernel_name="python3", resources={"metadata": {"path": NOTEBOOKS}}
-        ).execute()
+        NotebookClient(notebook, timeout=1800, kernel_name="python3", resources=where).execute()
     except CellExecutionError as error:
         return f"{error.ename}: {error.evalue}"
     except (DeadKernelError, TimeoutError) as error:
@@ -82,36 +81,30 @@ def _execute(notebook: nbformat.NotebookNode) -> str:
     return ""
 
 
-class _Ticker:
+@contextlib.contextmanager
+def _moving(bar: tqdm, name: str, seconds: list[int], index: int, progress: Path) -> Iterator[None]:
     """Moves the bar while a notebook runs: it knows what each promised, and what the earlier ones took."""
+    before, mine, after = sum(seconds[:index]), seconds[index], sum(seconds[index + 1 :])
+    begin, done = time.monotonic(), threading.Event()
 
-    def __init__(self, bar: tqdm, name: str, seconds: list[int], index: int, progress: Path) -> None:
-        self.bar, self.name, self.progress = bar, name, progress
-        self.before, self.mine, self.after = sum(seconds[:index]), seconds[index], sum(seconds[index + 1 :])
-        self.done = threading.Event()
-        self.thread = threading.Thread(target=self._tick, daemon=True)
+    def move() -> None:
+        while True:
+            spent = time.monotonic() - begin
+            bar.n = before + min(spent, 0.95 * mine)
+            # A machine that took longer than promised so far will take longer for the rest.
+            pace = max(1.0, bar.format_dict["elapsed"] / max(1.0, before + min(spent, mine)))
+            left = tqdm.format_interval(pace * (after + max(0.0, mine - spent)))
+            doing = progress.read_text().partition(" ")[2] if progress.exists() else ""
+            bar.set_postfix_str(f"about {left} left: {name} {doing}")
+            if done.wait(1.0):
+                return
 
-    def __enter__(self) -> None:
-        self.begin = time.monotonic()
-        self.thread.start()
-
-    def __exit__(self, *exception: object) -> None:
-        self.done.set()
-        self.thread.join()
-        self.bar.n = self.before + self.mine
-        self.bar.refresh()
-
-    def _tick(self) -> None:
-        self._show()
-        while not self.done.wait(1.0):
-            self._show()
-
-    def _show(self) -> None:
-        spent = time.monotonic() - self.begin
-        self.bar.n = self.before + min(spent, 0.95 * self.mine)
-        # A machine that took longer than promised so far will take longer for the rest.
-        total = self.bar.format_dict["elapsed"]
-        pace = max(1.0, total / max(1.0, self.before + min(spent, self.mine)))
-        left = pace * (self.after + max(0.0, self.mine - spent))
-        doing = self.progress.read_text().partition(" ")[2] if self.progress.exists() else ""
-        self.bar.set_postfix_str(f"about {tqdm.format_interval(left)} left: {self.name} {doing}")
+    thread = threading.Thread(target=move, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        bar.n = before + mine
+        bar.refresh()
