@@ -41,7 +41,7 @@ sp.lambdify(x, x + 1, 'math')(2); sp.solve(x**3 - x, x); sp.solveset(x**2 - 1, x
 sp.divisors(12); str(x**2)"""
 
 # Not worth their memory, or not for a snippet: graphical, interactive, or importing a heavy third party.
-SKIP = (
+SKIP = [
     "antigravity",
     "this",
     "idlelib",
@@ -52,8 +52,6 @@ SKIP = (
     "ensurepip",
     "pydoc_data",
     "venv",
-)
-SKIP += (
     "tests",
     "testing",
     "conftest",
@@ -63,8 +61,6 @@ SKIP += (
     "_pyinstaller",
     "physics",
     "codegen",
-)
-SKIP += (
     "parsing.latex",
     "parsing.autolev",
     "parsing.c",
@@ -72,8 +68,13 @@ SKIP += (
     "pytorch",
     "tensorflow",
     "theanocode",
-)
-SKIP += ("aesaracode", "__main__", "preview", "plotting", "galgebra", "interactive")
+    "aesaracode",
+    "__main__",
+    "preview",
+    "plotting",
+    "galgebra",
+    "interactive",
+]
 
 
 def warm(site: list[str], preload: list[str], everything: bool) -> list[str]:

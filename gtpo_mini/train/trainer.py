@@ -18,7 +18,6 @@ from ..credit.credit import Credit, assign_credit, credit_name
 from ..credit.similarity import load_similarity
 from ..policy.model import Policy
 from ..rollout.engine import RolloutEngine
-from ..rollout.memory import TrainingStopped
 from ..rollout.protocol import PROTOCOLS, ToolProtocol, load_protocol
 from ..rollout.transcript import record_rollouts
 from ..sandbox import Sandbox
@@ -29,8 +28,6 @@ from .config import TrainConfig
 from .metrics import describe_step, run_header
 from .run import MAY_CHANGE, Run
 from .update import Update
-
-__all__ = ["Trainer", "TrainingStopped"]
 
 
 class Trainer:
