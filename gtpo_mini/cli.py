@@ -174,7 +174,8 @@ def view(run: Positional[Path], output: Path = Path("rollouts.html")) -> None:
         run: folder of a run trained with --record-rollouts, or its rollouts.jsonl
         output: the page
     """
-    from .experiments.viewer import load_rollouts, rollouts_page
+    from .experiments.viewer import rollouts_page
+    from .rollout.transcript import load_rollouts
 
     rollouts = load_rollouts(run / "rollouts.jsonl" if run.is_dir() else run)
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -94,6 +94,11 @@ def test_runs_are_paired_by_seed_and_problems_by_id_whatever_their_order():
     (found,) = differences(runs, ["gtpo"])
     for order in (runs[::-1], sorted(runs, key=lambda run: (run.arm, -run.seed if run.arm == "gtpo" else run.seed))):
         assert differences(order, ["gtpo"]) == [found]
+    plain = [recorded(r.arm, r.seed, dict(sorted(r.footer["sampled"]["per_problem"].items()))) for r in runs]
+    assert differences(plain, ["gtpo"]) == [found]
+    assert (
+        found.over_problems.high - found.over_problems.low < 0.25
+    )  # paired: four of ten problems differ, by a quarter
     assert found.seeds == 4 and found.over_seeds.estimate == pytest.approx(0.1)
     assert found.over_seeds.low == pytest.approx(0.1) == found.over_seeds.high
     assert accuracies(runs, "gtpo") == {0: 0.2, 1: 0.4, 2: 0.6, 3: 0.8}

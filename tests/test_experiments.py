@@ -8,9 +8,10 @@ import time
 
 import pytest
 
+from gtpo_mini import ARMS, load_runs, run_arms
 from gtpo_mini.__main__ import main
 from gtpo_mini.experiments.evaluate import evaluate
-from gtpo_mini.experiments.experiments import ARMS, load_runs, run_arm, run_arms, search_rates
+from gtpo_mini.experiments.experiments import run_arm, search_rates
 from gtpo_mini.experiments.stats import wilson_interval
 from gtpo_mini.rollout.engine import SamplingSettings
 from gtpo_mini.tasks.task import Task, load_task

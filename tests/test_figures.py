@@ -10,9 +10,9 @@ import pytest
 from matplotlib import pyplot as plt
 
 from gtpo_mini.experiments import reproduce as runner
-from gtpo_mini.experiments.experiments import RecordedRun
 from gtpo_mini.experiments.plots import ARM_STYLE, plot_learning_curves, save_figure
 from gtpo_mini.experiments.viewer import trajectory_html
+from gtpo_mini.train.record import RecordedRun
 from gtpo_mini.types import ExecutionResult, Turn
 
 

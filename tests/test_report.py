@@ -13,9 +13,9 @@ from scipy.stats import t as student
 
 from gtpo_mini.experiments import plots, report
 from gtpo_mini.experiments.compare import Difference, differences
-from gtpo_mini.experiments.experiments import RecordedRun
 from gtpo_mini.experiments.report import arms_table, load_regime_runs, write_report
 from gtpo_mini.experiments.stats import Interval
+from gtpo_mini.train.record import RecordedRun
 
 
 def make_run(arm: str, seed: int, scores: list[float]) -> RecordedRun:

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gtpo_mini.credit import load_similarity, shape_outcomes, turn_potentials
 from gtpo_mini.credit import similarity as similarities
 from gtpo_mini.credit.advantages import turn_returns
-from gtpo_mini.credit.shaping import load_similarity, shape_outcomes, turn_potentials
 
 relaxed = settings(deadline=None)
 LOOP = "total = 0\nfor i in range(10):\n    total += i\nprint(f'{total} in all')\n"

@@ -23,12 +23,13 @@ import torch
 from gtpo_mini.__main__ import main
 from gtpo_mini.credit import ARMS, Credit
 from gtpo_mini.policy.load import load_policy
+from gtpo_mini.rollout.memory import TrainingStopped
 from gtpo_mini.rollout.protocol import FencedProtocol
 from gtpo_mini.tasks.task import Task, load_task
 from gtpo_mini.train.checkpoint import Checkpoints, random_state, set_random_state
 from gtpo_mini.train.config import TrainConfig, load_profile
 from gtpo_mini.train.run import MAY_CHANGE
-from gtpo_mini.train.trainer import Trainer, TrainingStopped
+from gtpo_mini.train.trainer import Trainer
 from gtpo_mini.types import Problem
 
 SMALL = replace(

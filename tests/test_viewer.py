@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gtpo_mini.experiments.viewer import load_rollouts, rollouts_page
-from gtpo_mini.rollout.transcript import record_rollouts
+from gtpo_mini.experiments.viewer import rollouts_page
+from gtpo_mini.rollout.transcript import load_rollouts, record_rollouts
 from gtpo_mini.types import ExecutionResult, Turn
 
 EVIL = "</pre></details><script>document.title='broken'</script><img src=x onerror=\"document.title='broken'\">\ud800\0"

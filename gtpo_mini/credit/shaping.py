@@ -6,9 +6,7 @@ import math
 from collections.abc import Sequence
 
 from .checks import finite_number
-from .similarity import Similarity, load_similarity
-
-__all__ = ["Similarity", "load_similarity", "shape_outcomes", "turn_potentials"]
+from .similarity import Similarity
 
 
 def shape_outcomes(

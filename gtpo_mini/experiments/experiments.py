@@ -17,19 +17,17 @@ import torch
 from tqdm.auto import tqdm
 
 from ..credit.checks import finite_number
-from ..credit.credit import ARMS, Credit, load_arm
+from ..credit.credit import Credit, load_arm
 from ..policy.load import load_policy
 from ..sandbox import Sandbox
 from ..tasks.task import load_task
 from ..train.config import load_profile
 from ..train.metrics import mean
-from ..train.record import RecordedRun, load_runs, read_run
+from ..train.record import RecordedRun, read_run
 from ..train.trainer import Trainer
 from .evaluate import evaluate
 from .regimes import load_regime, regime_policy
 from .stats import t_interval
-
-__all__ = ["ARMS", "RecordedRun", "load_runs", "read_rates", "run_arm", "run_arms", "search_rates"]
 
 _EVAL_ROWS = 256  # rollouts decoded at once in an evaluation, which keeps nothing for a backward pass
 

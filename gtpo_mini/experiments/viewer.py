@@ -19,10 +19,8 @@ from pygments.lexers import PythonLexer
 from pygments.token import Comment, Keyword, Name, Number, Operator, String
 
 from ..policy.model import Policy
-from ..rollout.transcript import load_rollouts, transcript
+from ..rollout.transcript import transcript
 from ..types import Trajectory
-
-__all__ = ["load_rollouts", "rollouts_page", "trajectory_html"]
 
 _STRONG = 2.0  # an advantage of this size has the full colour
 _UNLIKELY = -2.3  # log-probability below which a token is underlined: one in ten

@@ -12,14 +12,8 @@ import struct
 
 from .syscalls import ALLOW, AUDIT_ARCH, JUDGE, REFUSE
 
-_LOAD, _AND, _EQUAL, _AT_LEAST, _JUMP, _RETURN = (
-    0x20,
-    0x54,
-    0x15,
-    0x35,
-    0x05,
-    0x06,
-)  # BPF opcodes on 32-bit words
+# BPF opcodes on 32-bit words
+_LOAD, _AND, _EQUAL, _AT_LEAST, _JUMP, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x05, 0x06
 _KILL_PROCESS, _ALLOW, _ERRNO = 0x80000000, 0x7FFF0000, 0x00050000
 _NUMBER, _ARCH = 0, 4  # offsets in struct seccomp_data; argument i is at 16 + 8 * i, low half first
 _SELF = 0x5E1F0C1D  #: stands for the child's own pid until :func:`for_pid`
@@ -28,15 +22,8 @@ _FILES += " truncate unlink utimensat chroot fchdir"
 
 _PTHREAD = 0x3D0F00  # the flags of pthread_create: a thread, never a process
 _WRITING = 0o3 | 0o100 | 0o1000 | 0o2000 | 0o20000000  # O_ACCMODE, CREAT, TRUNC, APPEND, TMPFILE
-_FCNTL = (
-    0,
-    1,
-    2,
-    3,
-    4,
-    1030,
-    1032,
-)  # dup, descriptor and status flags, pipe size (reading it); not F_SETOWN, F_SETSIG
+# dup, descriptor and status flags, pipe size (reading it); not F_SETOWN, F_SETSIG
+_FCNTL = (0, 1, 2, 3, 4, 1030, 1032)
 _IOCTL = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)  # TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIO(N)CLEX
 _PRCTL = (15, 16, 0x53564D41)  # names of threads and of memory
 

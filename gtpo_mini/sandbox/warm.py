@@ -41,39 +41,10 @@ sp.lambdify(x, x + 1, 'math')(2); sp.solve(x**3 - x, x); sp.solveset(x**2 - 1, x
 sp.divisors(12); str(x**2)"""
 
 # Not worth their memory, or not for a snippet: graphical, interactive, or importing a heavy third party.
-SKIP = (
-    "antigravity",
-    "this",
-    "idlelib",
-    "tkinter",
-    "turtle",
-    "lib2to3",
-    "test",
-    "ensurepip",
-    "pydoc_data",
-    "venv",
-)
-SKIP += (
-    "tests",
-    "testing",
-    "conftest",
-    "benchmarks",
-    "f2py",
-    "distutils",
-    "_pyinstaller",
-    "physics",
-    "codegen",
-)
-SKIP += (
-    "parsing.latex",
-    "parsing.autolev",
-    "parsing.c",
-    "parsing.fortran",
-    "pytorch",
-    "tensorflow",
-    "theanocode",
-)
-SKIP += ("aesaracode", "__main__", "preview", "plotting", "galgebra", "interactive")
+SKIP = """
+antigravity this idlelib tkinter turtle lib2to3 test ensurepip pydoc_data venv tests testing conftest
+benchmarks f2py distutils _pyinstaller physics codegen parsing.latex parsing.autolev parsing.c
+parsing.fortran pytorch tensorflow theanocode aesaracode __main__ preview plotting galgebra interactive"""
 
 
 def warm(site: list[str], preload: list[str], everything: bool) -> list[str]:
@@ -114,11 +85,11 @@ def warm(site: list[str], preload: list[str], everything: bool) -> list[str]:
 
 
 def _import_rest(preload: list[str]) -> None:
-    names = [name for name in sys.stdlib_module_names if name not in SKIP]
+    names = [name for name in sys.stdlib_module_names if name not in SKIP.split()]
     for top in [*names, *preload]:
         if top in sys.modules and hasattr(sys.modules[top], "__path__"):
             walk = pkgutil.walk_packages(sys.modules[top].__path__, f"{top}.", onerror=lambda name: None)
-            names += [found.name for found in walk if not any(f".{part}" in found.name for part in SKIP)]
+            names += [found.name for found in walk if not any(f".{part}" in found.name for part in SKIP.split())]
     names += ["xml.dom.minidom", "xml.etree.ElementTree", "multiprocessing.dummy", "multiprocessing.pool"]
     for name in sorted(names):
         with contextlib.suppress(Exception, SystemExit):

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from ..credit.credit import ARMS, Credit, CreditAssignment
-from ..credit.similarity import load_similarity
 from ..rollout.settings import SamplingSettings
 
 _CREDIT_FIELDS = ("rewards", "returns", "gamma", "normalize", "alpha", "shaping", "similarity", "format_penalty")
@@ -59,8 +58,6 @@ class TrainConfig:
             check(0 < getattr(self, name) < math.inf, name, "a finite number above 0")
         check(self.importance_cap is None or 0 < self.importance_cap < math.inf, "importance_cap", "above 0, or None")
         check(self.seed >= 0, "seed", "at least 0")
-        if isinstance(self.credit, Credit):
-            load_similarity(self.credit.similarity)  # packages that it lacks must show now
         self.sampling()
 
     def sampling(self, **changes) -> SamplingSettings:

@@ -15,9 +15,9 @@ import torch
 
 from ..credit.advantages import turn_returns
 from ..credit.credit import Credit, assign_credit, credit_name
+from ..credit.similarity import load_similarity
 from ..policy.model import Policy
 from ..rollout.engine import RolloutEngine
-from ..rollout.memory import TrainingStopped
 from ..rollout.protocol import PROTOCOLS, ToolProtocol, load_protocol
 from ..rollout.transcript import record_rollouts
 from ..sandbox import Sandbox
@@ -28,8 +28,6 @@ from .config import TrainConfig
 from .metrics import describe_step, run_header
 from .run import MAY_CHANGE, Run
 from .update import Update
-
-__all__ = ["Trainer", "TrainingStopped"]
 
 
 class Trainer:
@@ -77,6 +75,8 @@ class Trainer:
         self.run.name = f"{self.header.get('arm', credit_name(self.config.credit))} seed {self.config.seed}"
         self.transcripts = self.run.folder / "rollouts.jsonl" if record_rollouts else None
         self.last: tuple[list[Trajectory], list[list[float]], list[list[float]]] = ([], [], [])  #: of the last step
+        if isinstance(self.config.credit, Credit):
+            load_similarity(self.config.credit.similarity)  # packages that it lacks must show now
         if self.config.gradient_checkpointing:
             policy.checkpoint_gradients()
         self.optimizer = policy.make_optimizer(self.config.learning_rate)
