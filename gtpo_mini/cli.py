@@ -328,6 +328,18 @@ def parse(kind: type, name: str, argv: list[str]) -> Any:
     raise ValueError(" ".join(parts[0].split()).rstrip(".") + hint)
 
 
+def with_suggestion(text: str) -> str:
+    """An error that lists what is known, with the one that was most likely meant.
+
+    >>> with_suggestion("unknown task 'branchin'; known: branching, gsm8k")
+    "unknown task 'branchin'; known: branching, gsm8k; perhaps 'branching'"
+    """
+    found = re.search(r"unknown [\w ]+ '(?P<got>[^']+)'; known: (?P<known>[^;]+)$", text)
+    found = found or re.search(r"must be one of (?P<known>.+), got '(?P<got>[^']+)'$", text)
+    near = difflib.get_close_matches(found["got"], re.split(r", | or ", found["known"]), 1) if found else []
+    return f"{text}; perhaps {near[0]!r}" if near else text
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; bad input is one line on stderr and exit status 2, not a traceback."""
     argv = sys.argv[1:] if argv is None else list(argv)
@@ -345,7 +357,7 @@ def main(argv: list[str] | None = None) -> int:
                 warnings.simplefilter("ignore", kind)
             _run(argv[0], argv[1:])
     except (ValueError, OSError, ImportError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {with_suggestion(str(error))}", file=sys.stderr)
         return ERROR
     except KeyboardInterrupt as stop:
         print(stop if stop.args else "stopped", file=sys.stderr)

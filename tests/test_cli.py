@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
+import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from gtpo_mini.__main__ import main
+from gtpo_mini.cli import COMMANDS
+from gtpo_mini.credit.credit import ARMS
 from gtpo_mini.policy.load import load_policy
 
 ROOT = Path(__file__).parents[1]
@@ -149,3 +155,82 @@ def test_a_real_model_in_nf4_takes_gtpo_steps(task, tmp_path, capsys):
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert sum(line["rollout/calls"] for line in lines[1:3]) > 0  # it uses the tool
     assert all(line["loss/sampler_mismatch"] < 1e-4 for line in lines[1:3])
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"]])
+def test_help_is_there_at_once_and_loads_no_torch(words):
+    code = f"import sys\nfrom gtpo_mini.__main__ import main\nmain({words})\n"
+    code += "print('LOADED', [name for name in ('torch', 'transformers', 'scipy', 'numpy') if name in sys.modules])"
+    done, spent = [], []
+    for _ in range(5):  # a busy machine may be slow at times
+        begin = time.monotonic()
+        done.append(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT))
+        spent.append(time.monotonic() - begin)
+    assert "LOADED []" in done[0].stdout and min(spent) < 0.5
+    if words[0] == "train":
+        titles = [f"{group} options" for group in ("model", "rollout", "credit", "optimiser", "run")]
+        assert re.findall(r"\w+ options", done[0].stdout)[-5:] == titles
+    else:
+        assert all(f"  {name} " in done[0].stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trian"], "perhaps 'train'"),
+        (["train", "--gama", "0.3"], "perhaps --gamma"),
+        (["train", "--arm", "gtp"], "perhaps 'gtpo'"),
+        (["train", "--normalize", "grop"], "perhaps 'group'"),
+        (["train", "--task", "branchin"], "perhaps 'branching'"),
+        (["train", "--protocol", "hermez"], "perhaps 'hermes'"),
+        (["evaluate", "--profile", "cp"], "perhaps 'cpu'"),
+        (["experiment", "--regime", "hopless", "--output", "runs"], "perhaps 'hopeless'"),
+        (["train", "--steps", "many"], "--steps"),
+        (["train", "--arm", "no_such_module:credit"], "arm 'no_such_module:credit': cannot be imported"),
+        (["train", "--arm", "math:pi"], "arm 'math:pi': is a float"),
+        (["compare", "a.jsonl"], "Missing"),
+        (["merge", "x"], "--output"),
+    ],
+)
+def test_a_slip_is_one_line_with_what_was_meant(words, message, capfd):
+    assert main(words) == 2
+    out, error = capfd.readouterr()
+    assert out == "" and error.startswith("error: ") and error.count("\n") == 1 and message in error
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--arm", "gamma_0.8", "--gamma", "0.3"], replace(ARMS["gtpo"], gamma=0.3)),
+        (["--gamma", "0.3", "--arm", "grpo"], replace(ARMS["grpo"], gamma=0.3)),
+        (["--arm", "+returns", "--no-returns", "--alpha", "0.25"], replace(ARMS["gtpo"], returns=False, alpha=0.25)),
+        (["--arm", "gamma_0.8"], ARMS["gamma_0.8"]),
+    ],
+)
+def test_an_explicit_option_wins_over_the_arm(options, expected, tmp_path, capsys):
+    assert main(["train", *SMALL, "--steps", "1", "--output", str(tmp_path / "run"), *options]) == 0
+    header = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert header["config"]["credit"] == asdict(expected) and header["config"]["steps"] == 1
+
+
+def test_an_own_arm_of_the_current_folder_trains_and_the_next_command_works(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "def flat(rollouts, correct, group_size):\n"
+        "    rows = [[float(right)] * len(r.turns) for r, right in zip(rollouts, correct)]\n    return rows, rows\n"
+    )
+
+    def call(*words: str) -> list[str]:
+        # As the console script does, without the current folder on the path.
+        code = f"import sys; sys.path[:] = [{str(ROOT)!r}, *filter(None, sys.path)]\n"
+        code += f"from gtpo_mini.__main__ import main; sys.exit(main({list(words)}))"
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()[-3:]
+
+    three = call("train", *SMALL, "--arm", "mine:flat", "--output", "run")
+    assert [line.partition(":")[0] for line in three] == ["done", "where", "next"]
+    header = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert header["arm"] == "mine:flat" and header["config"]["credit"] == "mine:flat"
+    three = call(*shlex.split(three[2].removeprefix("next: gtpo-mini ")), "--problems", "2")
+    assert three[2].startswith("next: gtpo-mini compare") and (tmp_path / "run" / "after.jsonl").is_file()
