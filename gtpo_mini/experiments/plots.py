@@ -38,6 +38,9 @@ LABELS = {
 }
 
 
+_SHARES = ("reward/outcome", "rollout/invalid_calls")
+
+
 def smooth(values: Sequence[float], window: int = 5) -> list[float]:
     """Mean over the last ``window`` values (fewer at the beginning).
 
@@ -62,15 +65,14 @@ def plot_metric(axes: Axes, runs: Sequence[RecordedRun], key: str = "reward/outc
         steps = range(1, len(curves_ST[0]) + 1)
         for curve in curves_ST:
             axes.plot(steps, curve, color=colour, linewidth=0.6, alpha=0.5)
-        bands = [t_interval(column) for column in zip(*curves_ST, strict=True)]
+        bands = [t_interval(column, share=key in _SHARES) for column in zip(*curves_ST, strict=True)]
         axes.fill_between(steps, [b.low for b in bands], [b.high for b in bands], color=colour, alpha=0.15, linewidth=0)
         every = max(1, len(steps) // 8)
         centre = [b.estimate for b in bands]
         axes.plot(steps, centre, color=colour, linewidth=2, marker=marker, markevery=every, label=label)
-    axes.set_xlabel("training step")
-    axes.set_ylabel(LABELS.get(key, key))
+    axes.set(xlabel="training step", ylabel=LABELS.get(key, key))
     axes.set_ylim(bottom=0)
-    if key in ("reward/outcome", "rollout/invalid_calls"):
+    if key in _SHARES:
         axes.set_ylim(top=min(1.0, max(0.1, axes.get_ylim()[1])))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
@@ -106,8 +108,7 @@ def plot_differences(found: Sequence[Difference], title: str) -> Figure:
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(found)), [f"{d.arm} − {d.base}  ({d.seeds} seeds)" for d in found])
     axes.invert_yaxis()
-    axes.set_xlabel("difference of held-out accuracy, points")
-    axes.set_title(title)
+    axes.set(xlabel="difference of held-out accuracy, points", title=title)
     axes.spines[["top", "right"]].set_visible(False)
     bars = "bold: 95 % t-interval over paired seeds; thin: bootstrap over problems; grey: too small to see (80 % power)"
     figure.supxlabel(bars, fontsize=8, color="#555555")
@@ -116,9 +117,8 @@ def plot_differences(found: Sequence[Difference], title: str) -> Figure:
 
 def plot_regimes(regimes: Mapping[str, Sequence[RecordedRun]]) -> Figure:
     """GTPO minus GRPO in every regime, the accuracy before and after, and the tool calls a rollout."""
-    figure, (left, middle, right) = plt.subplots(
-        1, 3, figsize=(12, 2.0 + 0.42 * len(regimes)), sharey=True, layout="constrained"
-    )
+    size = (12, 2.0 + 0.42 * len(regimes))
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=size, sharey=True, layout="constrained")
     for row, (name, d) in enumerate(regime_differences(regimes).items()):
         runs = regimes[name]
         left.plot([100 * end for end in d.over_seeds[1:]], [row] * 2, color="#555555", linewidth=3)
@@ -135,14 +135,13 @@ def plot_regimes(regimes: Mapping[str, Sequence[RecordedRun]]) -> Figure:
     left.axvline(0, color="black", linewidth=0.8)
     left.set_yticks(range(len(regimes)), list(regimes))
     left.invert_yaxis()
-    left.set_xlabel("GTPO minus GRPO, points")
-    middle.set_xlabel("held-out accuracy, %")
-    right.set_xlabel("tool calls a rollout")
     for arm in ("grpo", "gtpo"):
         middle.plot([], [], ARM_STYLE[arm][1], color=ARM_STYLE[arm][0], label=ARM_STYLE[arm][2])
     middle.plot([], [], "|", color="black", markersize=12, label="at the start")
     figure.legend(*middle.get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside lower center", ncols=3)
-    for axes in (left, middle, right):
+    labels = ("GTPO minus GRPO, points", "held-out accuracy, %", "tool calls a rollout")
+    for axes, label in zip((left, middle, right), labels, strict=True):
+        axes.set_xlabel(label)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle("Where does GTPO differ from GRPO? One dot a seed; intervals: 95 % t over paired seeds")
@@ -160,12 +159,8 @@ def save_figure(figure: Figure, name: str, runs: Sequence[RecordedRun] = (), fol
     with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
         figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
     figure.savefig(folder / f"{name}.png", dpi=150, metadata={"Software": None})
-    # Times and memory differ from run to run; what was learned does not.
-    kept = [
-        {key: value for key, value in step.items() if not key.startswith(("time/", "memory/"))}
-        for run in runs
-        for step in run.steps
-    ]
+    timed = ("time/", "memory/")  # they differ from run to run; what was learned does not
+    kept = [{k: v for k, v in step.items() if not k.startswith(timed)} for run in runs for step in run.steps]
     header = runs[0].header if runs else {}
     record = {
         "config": header.get("config"),
