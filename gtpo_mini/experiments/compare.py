@@ -149,11 +149,10 @@ class Comparison:
         power = "every problem has the same difference: more problems are needed"
         if self.detectable is not None:
             power = f"a true difference of {self.detectable:.3f} would most likely (80 %) have been seen"
+        gap = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*self.difference)
         return (
-            f"{a}: {self.a:.3f}\n{b}: {self.b:.3f}\n{{}} minus {{}}: {{:+.3f}} [{{:+.3f}}, {{:+.3f}}]".format(
-                b, a, *self.difference
-            )
-            + f" (95 %, paired bootstrap over {self.problems} problems): {self.verdict}\n"
+            f"{a}: {self.a:.3f}\n{b}: {self.b:.3f}\n"
+            f"{b} minus {a}: {gap} (95 %, paired bootstrap over {self.problems} problems): {self.verdict}\n"
             f"better: {b} on {self.b_better} problems, {a} on {self.a_better}, neither on {same} "
             f"(sign test: p {self.p_value:.2g})\n{power}"
         )

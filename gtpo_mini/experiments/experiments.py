@@ -255,6 +255,6 @@ def ends_table(runs: Sequence[RecordedRun]) -> str:
         start = mean([run.steps[0]["reward/outcome"] for run in mine])
         ends = [run.footer["sampled"]["accuracy"] for run in mine if "sampled" in run.footer]
         ends = ends or [run.steps[-1]["reward/outcome"] for run in mine]
-        band = " [{:.3f}, {:.3f}]".format(*t_interval(ends)[1:]) if len(ends) > 1 else ""
+        band = " [{:.3f}, {:.3f}]".format(*t_interval(ends, share=True)[1:]) if len(ends) > 1 else ""
         lines.append(f"{arm}: accuracy {start:.3f} at the start, {mean(ends):.3f}{band} at the end, {len(ends)} seeds")
     return "\n".join(lines)

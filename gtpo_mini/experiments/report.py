@@ -23,31 +23,41 @@ BEGIN, END = "<!-- made by: gtpo-mini report -->", "<!-- end of what is made -->
 
 def arms_table(runs: Sequence[RecordedRun], base: str = "grpo") -> str:
     """Markdown: every arm's accuracy, behaviour and difference from the base arm."""
-    arms = [arm for arm in ARMS if len(accuracies(runs, arm)) > 1]
     found = _against(runs, base)
     rows = [
         f"| arm | seeds | rate | sampled, % | greedy, % | calls | invalid, % | minus {base}, points: seeds | problems "
         "| detectable | p (Holm) |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for arm in arms:
-        mine = [run for run in runs if run.arm == arm]
-        behaviour = [run.footer["sampled"]["behaviour"] for run in mine]
-        cells = [
-            f"`{arm}`",
-            len(mine),
-            "{:g}".format(mine[0].header["config"]["learning_rate"]),
-            percent(list(accuracies(runs, arm).values())),
-            percent(list(accuracies(runs, arm, "greedy").values())),
-            f"{mean([b['rollout/calls'] for b in behaviour]):.2f}",
-            f"{100 * mean([b['rollout/invalid_calls'] for b in behaviour]):.1f}",
-        ]
-        if arm in found:
-            d = found[arm]
+    for arm in (arm for arm in ARMS if len(accuracies(runs, arm)) > 1):
+        mine = _of(runs, arm)
+        accuracy = [percent(list(accuracies(runs, arm, kind).values())) for kind in ("sampled", "greedy")]
+        calls, invalid = mean(_ends(mine)), 100 * mean(_ends(mine, "rollout/invalid_calls"))
+        rate = "{:g}".format(mine[0].header["config"]["learning_rate"])
+        rest = [""] * 4
+        if d := found.get(arm):
             low, high = (f"{100 * end:+.1f}" for end in d.over_problems[1:])
-            cells += [points(d.over_seeds), f"[{low}, {high}]", f"{100 * d.detectable:.1f}", f"{d.p_holm:.2g}"]
-        rows.append("| " + " | ".join(map(str, [*cells, *[""] * (11 - len(cells))])) + " |")
+            rest = [points(d.over_seeds), f"[{low}, {high}]", f"{100 * d.detectable:.1f}", f"{d.p_holm:.2g}"]
+        rows.append(_row(f"`{arm}`", len(mine), rate, *accuracy, f"{calls:.2f}", f"{invalid:.1f}", *rest))
     return "\n".join(rows)
+
+
+def _row(*columns: object) -> str:
+    return f"| {' | '.join(map(str, columns))} |"
+
+
+def _of(runs: Sequence[RecordedRun], arm: str) -> list[RecordedRun]:
+    return [run for run in runs if run.arm == arm]
+
+
+def _ends(runs: Sequence[RecordedRun], key: str = "rollout/calls") -> list[float]:
+    """What the final evaluation saw of each run, sampled."""
+    return [run.footer["sampled"]["behaviour"][key] for run in runs]
+
+
+def _start(runs: Sequence[RecordedRun], key: str = "rollout/calls") -> float:
+    """Mean over the runs' first steps."""
+    return mean([run.steps[0][key] for run in runs])
 
 
 def _against(runs: Sequence[RecordedRun], base: str = "grpo") -> dict[str, Difference]:
@@ -92,18 +102,14 @@ def regimes_table(regimes: Mapping[str, Sequence[RecordedRun]]) -> str:
     ]
     for name, d in regime_differences(regimes).items():
         special = REGIMES[name].special if name in REGIMES else "the shipped policy and task"
-        sides = [[run for run in regimes[name] if run.arm == arm] for arm in ("grpo", "gtpo")]
-        ends = [
-            [100 * mean(accuracies(side, side[0].arm, k).values()) for k in ("sampled", "greedy")] for side in sides
-        ]
-        left, right = (f"{sampled:.1f} ({greedy:.1f})" for sampled, greedy in ends)
-        calls = [mean([run.footer["sampled"]["behaviour"]["rollout/calls"] for run in side]) for side in sides]
-        start = [run.steps[0] for run in sides[0]]
-        rows.append(
-            f"| {name} | {special} | {d.seeds} | {100 * mean([s['reward/outcome'] for s in start]):.0f} | {left} "
-            f"| {right} | {points(d.over_seeds)} | {100 * d.detectable:.1f} | {d.p_holm:.2g} | "
-            f"{mean([s['rollout/calls'] for s in start]):.1f}, {calls[0]:.1f}, {calls[1]:.1f} |"
-        )
+        sides = {arm: _of(regimes[name], arm) for arm in ("grpo", "gtpo")}
+        kinds = ("sampled", "greedy")
+        shares = [[100 * mean(accuracies(side, arm, kind).values()) for kind in kinds] for arm, side in sides.items()]
+        ends = ["{:.1f} ({:.1f})".format(*each) for each in shares]
+        calls = [_start(sides["grpo"]), *(mean(_ends(side)) for side in sides.values())]
+        first = f"{100 * _start(sides['grpo'], 'reward/outcome'):.0f}"
+        found = (points(d.over_seeds), f"{100 * d.detectable:.1f}", f"{d.p_holm:.2g}")
+        rows.append(_row(name, special, d.seeds, first, *ends, *found, ", ".join(f"{c:.1f}" for c in calls)))
     return "\n".join(rows)
 
 
@@ -118,24 +124,20 @@ def variants_table(regimes: Mapping[str, Sequence[RecordedRun]]) -> str:
     ]
     names, found = [], []
     for name, runs in regimes.items():
-        tried = [arm for arm in VARIANTS if sum(run.arm == arm for run in runs) > 1]
+        tried = [arm for arm in VARIANTS if len(_of(runs, arm)) > 1]
         more = differences(runs, ["gtpo", *tried]) if tried else []
         names, found = [*names, *[name] * len(more)], [*found, *more]
     for name, d in zip(names, corrected(found), strict=True):
-        mine = [run for run in regimes[name] if run.arm == d.arm]
-        calls = [run.footer["sampled"]["behaviour"]["rollout/calls"] for run in mine]
-        start = mean([run.steps[0]["rollout/calls"] for run in mine])
+        mine = _of(regimes[name], d.arm)
         detectable = "" if math.isnan(d.detectable) else f"{100 * d.detectable:.1f}"
-        rows.append(
-            f"| {name} | `{d.arm}` | {d.seeds} | {points(d.over_seeds)} | {detectable} | {d.p_holm:.2g} "
-            f"| {start:.1f}, {mean(calls):.1f} |"
-        )
+        calls = f"{_start(mine):.1f}, {mean(_ends(mine)):.1f}"
+        rows.append(_row(name, f"`{d.arm}`", d.seeds, points(d.over_seeds), detectable, f"{d.p_holm:.2g}", calls))
     return "\n".join(rows)
 
 
 def without_penalties(regimes: Mapping[str, Sequence[RecordedRun]]) -> str:
     """What taking the penalties away does to GTPO, e.g. "weak +13.5 [+5.0, +22.0], p 0.02"; p-values corrected."""
-    tried = {name: runs for name, runs in regimes.items() if sum(run.arm == "no_penalty" for run in runs) > 1}
+    tried = {name: runs for name, runs in regimes.items() if len(_of(runs, "no_penalty")) > 1}
     found = corrected([differences(runs, ["no_penalty"], "gtpo")[0] for runs in tried.values()])
     parts = zip(tried, found, strict=True)
     return "; ".join(f"{name} {points(d.over_seeds)}, p {d.p_holm:.2g}" for name, d in parts) or "not run"
@@ -145,7 +147,11 @@ def seen_again(runs: Sequence[RecordedRun], first: int = 4) -> str:
     """What the seeds say that were added because of what the ``first`` seeds had shown; these are left out."""
     fresh = [run for run in runs if run.seed >= first]
     found = corrected([*differences(fresh, ["gtpo", "potential"]), *differences(fresh, ["no_penalty"], "gtpo")])
-    return "; ".join(f"`{d.arm}` minus `{d.base}` {points(d.over_seeds)} points, p {d.p_holm:.2g}" for d in found)
+    return "; ".join(map(_in_words, found))
+
+
+def _in_words(d: Difference) -> str:
+    return f"`{d.arm}` minus `{d.base}` {points(d.over_seeds)} points, p {d.p_holm:.2g}"
 
 
 def at_one_rate(folder: Path = ROOT / "data" / "runs") -> str:
@@ -153,12 +159,10 @@ def at_one_rate(folder: Path = ROOT / "data" / "runs") -> str:
     others = [run for run in load_runs(folder / "ablation") if run.arm in ("+turn_rewards", "gtpo")]
     runs = [*others, *load_runs(folder / "one_rate")]
     (rate,) = {run.header["config"]["learning_rate"] for run in runs}
-    found = corrected(
-        [differences(runs, [new], old)[0] for old, new in pairwise(["+turn_rewards", "+returns", "gtpo"])]
-    )
-    shown = [f"`{d.arm}` minus `{d.base}` {points(d.over_seeds)} points, p {d.p_holm:.2g}" for d in found]
-    broken = "; ".join(broke_down([run for run in runs if run.arm == "+returns"])) or "none"
-    return f"all at {rate:g} ({found[0].seeds} seeds): {'; '.join(shown)} (broke down: {broken})"
+    steps = pairwise(["+turn_rewards", "+returns", "gtpo"])
+    found = corrected([differences(runs, [new], old)[0] for old, new in steps])
+    broken = "; ".join(broke_down(_of(runs, "+returns"))) or "none"
+    return f"all at {rate:g} ({found[0].seeds} seeds): {'; '.join(map(_in_words, found))} (broke down: {broken})"
 
 
 def unmoved(regimes: Mapping[str, Sequence[RecordedRun]]) -> list[str]:
@@ -166,9 +170,8 @@ def unmoved(regimes: Mapping[str, Sequence[RecordedRun]]) -> list[str]:
     found = []
     for name, runs in regimes.items():
         for arm in dict.fromkeys(run.arm for run in runs):
-            mine = [run for run in runs if run.arm == arm]
-            still = sum(not run.moved for run in mine)
-            if still:
+            mine = _of(runs, arm)
+            if still := sum(not run.moved for run in mine):
                 found.append(f"{_NAMES.get(arm, arm)} in {name} ({still} of {len(mine)} seeds)")
     return found
 
@@ -177,9 +180,9 @@ def given_up(regimes: Mapping[str, Sequence[RecordedRun]]) -> list[str]:
     """Where an arm ended with less than half of its calls: "GTPO in long (6.6 to 1.9 [1.0, 2.8] calls a rollout)"."""
     found = []
     for name, runs in regimes.items():
-        start = mean([run.steps[0]["rollout/calls"] for run in runs])
+        start = _start(runs)
         for arm in dict.fromkeys(run.arm for run in runs):
-            ends = [run.footer["sampled"]["behaviour"]["rollout/calls"] for run in runs if run.arm == arm]
+            ends = _ends(_of(runs, arm))
             if mean(ends) < start / 2:
                 now = "{:.1f} [{:.1f}, {:.1f}]".format(*t_interval(ends))
                 found.append(f"{_NAMES.get(arm, arm)} in {name} ({start:.1f} to {now} calls a rollout)")
@@ -201,10 +204,9 @@ def headline(runs: Sequence[RecordedRun]) -> str:
 
 def ladder_table(runs: Sequence[RecordedRun]) -> str:
     """Markdown, for the README: from GRPO to GTPO, one part a step."""
-    arms = ["+turn_rewards", "+returns", "gtpo"]
     found = _against(runs)
     rows = ["| arm | held-out accuracy, % | minus GRPO, points | p (Holm) |", "|---|---|---|---|"]
-    for arm in ("grpo", *arms):
+    for arm in ("grpo", "+turn_rewards", "+returns", "gtpo"):
         d = found.get(arm)
         rest = f"{points(d.over_seeds)} | {d.p_holm:.2g}" if d else " | "
         rows.append(f"| `{arm}` | {percent(list(accuracies(runs, arm).values()))} | {rest} |")
@@ -213,11 +215,8 @@ def ladder_table(runs: Sequence[RecordedRun]) -> str:
 
 def results_text(folder: Path = ROOT / "data" / "runs") -> str:
     """``docs/results.md``, from the recorded runs alone."""
-    ablation, regimes, slower = (
-        load_runs(folder / "ablation"),
-        load_regime_runs(folder),
-        load_regime_runs(folder, "regimes_3e-4"),
-    )
+    ablation, regimes = load_runs(folder / "ablation"), load_regime_runs(folder)
+    slower = load_regime_runs(folder, "regimes_3e-4")
 
     def listed(found: Sequence[str]) -> str:
         return "; ".join(found) or "none"
@@ -225,7 +224,7 @@ def results_text(folder: Path = ROOT / "data" / "runs") -> str:
     template = (ROOT / "gtpo_mini" / "assets" / "results.md").read_text(encoding="utf-8")
     return Template(template, undefined=StrictUndefined, keep_trailing_newline=True).render(
         headline=headline(ablation),
-        start=f"{100 * mean([run.steps[0]['reward/outcome'] for run in ablation]):.0f}",
+        start=f"{100 * _start(ablation, 'reward/outcome'):.0f}",
         arms=arms_table(ablation),
         runs=len(ablation),
         broken=listed(broke_down(ablation)),
