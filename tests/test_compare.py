@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -8,7 +9,7 @@ from gtpo_mini.__main__ import main
 from gtpo_mini.experiments.compare import accuracies, compare, differences
 from gtpo_mini.experiments.evaluate import evaluate
 from gtpo_mini.rollout.settings import SamplingSettings
-from gtpo_mini.tasks.task import load_task
+from gtpo_mini.tasks.task import Task, load_task
 from gtpo_mini.train.record import RecordedRun
 
 
@@ -131,3 +132,12 @@ def test_results_are_written_as_they_come_and_a_file_that_is_cut_off_says_so(tmp
         compare(tmp_path / "all.jsonl", tmp_path / "cut.jsonl")
     assert kept == whole
     assert compare(tmp_path / "all.jsonl", tmp_path / "all.jsonl").problems == 12
+
+
+def test_problems_that_share_an_id_keep_their_own_results(tiny_policy, sandbox):
+    first, second = load_task("branching", "test", size=2).problems
+    twins = Task("twins", (replace(first, id="1"), replace(second, id="1", answer="never")))
+    settings = SamplingSettings(max_turn_tokens=24, max_context=320)
+    found = evaluate(tiny_policy, twins, settings, samples=4, sandbox=sandbox)
+    alone = evaluate(tiny_policy, Task("one", (first,)), settings, samples=4, sandbox=sandbox)
+    assert found.answers[0] == alone.answers[0] != found.answers[1] and not any(found.correct[1])

@@ -131,7 +131,7 @@ def evaluate(
         if number is not None and number < 1:
             raise ValueError(f"{name}={number}: must be at least 1")
     chosen = task.problems[:problems]
-    lines: dict[str, dict[str, Any]] = {}
+    lines: dict[int, dict[str, Any]] = {}  # of each group, by the object: ids of an own task may repeat
     with ExitStack() as stack:
         file = stack.enter_context(Path(require_new(output)).open("a", encoding="utf-8")) if output else None
         facts = {"task": task.name, "split": task.split, **(header or {}), "problems": len(chosen), "samples": samples}
@@ -141,11 +141,11 @@ def evaluate(
             problem, answers = group.rollouts[0].problem, [rollout.answer for rollout in group.rollouts]
             line = {"id": problem.id, "question": _digest(problem.question), "gold": problem.answer}
             line |= {"correct": group.correct, "answers": answers}
-            lines[problem.id] = line | {"majority_correct": task.grade(problem, _most_frequent(answers))}
-            _write(file, {"kind": "problem", **lines[problem.id]})
+            lines[id(group)] = line | {"majority_correct": task.grade(problem, _most_frequent(answers))}
+            _write(file, {"kind": "problem", **lines[id(group)]})
 
         groups = sample(policy, task, len(chosen), samples, seed, settings, protocol, sandbox, finished)
-        rows = [lines[problem.id] for problem in chosen]
+        rows = [lines[id(group)] for group in groups]
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         result = Evaluation(
             problems=tuple(problem.id for problem in chosen),
