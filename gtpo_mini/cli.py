@@ -177,6 +177,8 @@ def view(run: Positional[Path], output: Path = Path("rollouts.html")) -> None:
     from .experiments.viewer import rollouts_page
     from .rollout.transcript import load_rollouts
 
+    if output.is_dir():
+        raise ValueError(f"--output {output}: is a folder; name a file")
     rollouts = load_rollouts(run / "rollouts.jsonl" if run.is_dir() else run)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(rollouts_page(rollouts, title=run.resolve().name), encoding="utf-8")

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -83,6 +84,12 @@ def test_evaluate_writes_results_per_problem(own_task, tmp_path, capsys):
         (["--device", "nonsense"], "device='nonsense'"),
         (["--lora-rank", "0"], "lora_rank=0: must be at least 1"),
         (["--record-rollouts"], "--output"),
+        (["--max-context", "0"], "max_context=0: must be at least 1"),
+        (["--clip-low", "2"], "clip_low=2.0: must be in [0, 1]"),
+        (["--minibatches", "99"], "minibatches=99: must be at most the 4 rollouts of a step"),
+        (["--task", "branchin"], "perhaps 'branching'"),
+        (["--protocol", "fence"], "perhaps 'fenced'"),
+        (["--output", "/proc/nowhere"], "cannot be made"),
     ],
 )
 def test_bad_input_gives_one_line_and_no_traceback(options, message, capsys):
@@ -234,3 +241,26 @@ def test_an_own_arm_of_the_current_folder_trains_and_the_next_command_works(tmp_
     assert header["arm"] == "mine:flat" and header["config"]["credit"] == "mine:flat"
     three = call(*shlex.split(three[2].removeprefix("next: gtpo-mini ")), "--problems", "2")
     assert three[2].startswith("next: gtpo-mini compare") and (tmp_path / "run" / "after.jsonl").is_file()
+
+
+def test_one_run_alone_is_drawn_and_an_own_task_can_be_cut_short(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(
+        "from gtpo_mini import Problem, Task\n"
+        "task = Task('mine', [Problem(str(i), f'{i} + {i}?', str(2 * i)) for i in range(9)])\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert main(["check", "mine:task", "--size", "4"]) == 0
+    assert "4 problems" in capsys.readouterr().out
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert main(["train", *SMALL, "--output", "run"]) == 0
+    assert main(["plot", "run"]) == 0 and Path("results/side_by_side.png").is_file()
+    header, *rest = Path("run/metrics.jsonl").read_text().splitlines()
+    Path("run/metrics.jsonl").write_text("\n".join([header, "[]", *rest[1:]]) + "\n")
+    capsys.readouterr()
+    assert main(["plot", "run"]) == 2
+    assert "run/metrics.jsonl: line 2; train --resume" in capsys.readouterr().err
+    Path("empty.jsonl").touch()
+    assert main(["compare", "empty.jsonl", "empty.jsonl"]) == 2 and "is empty" in capsys.readouterr().err
+    assert main(["evaluate", "--model", str(tmp_path)]) == 2 and "holds no config.json" in capsys.readouterr().err

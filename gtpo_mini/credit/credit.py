@@ -64,7 +64,7 @@ class Credit:
         """Assign credit to a batch.
 
         Args:
-            rollouts: of whole groups, in any order: a rollout's group is that of its problem.
+            rollouts: in any order: a rollout's group is that of its problem.
             correct: whether each final answer is right, or its grade in [0, 1].
             group_size: rollouts of a problem that are compared with each other.
 
@@ -234,7 +234,8 @@ def assign_credit(
 
 def _per_turn(field: str, values: Any, rollouts: Sequence[Trajectory]) -> list[list[float]]:
     if not hasattr(values, "__len__") or len(values) != len(rollouts):
-        raise ValueError(f"{field} must hold {len(rollouts)} lists, one a rollout, got {values!r}")
+        found = f"{len(values)}" if hasattr(values, "__len__") else repr(values)
+        raise ValueError(f"{field} must hold {len(rollouts)} lists, one a rollout, got {found}")
     rows = [finite_numbers(f"{field}[{i}]", row, at_least=0) for i, row in enumerate(values)]
     for i, (row, rollout) in enumerate(zip(rows, rollouts, strict=True)):
         if len(row) != len(rollout.turns):

@@ -202,7 +202,10 @@ def read_scores(source: str | Path | RecordedRun | Scores) -> Scores:
         if run is not None:
             scores = {str(key): float(score) for key, score in run.footer["sampled"]["per_problem"].items()}
             return Scores(name, dict(sorted(scores.items())), run.header["task"])
-        header, *rows = [json.loads(line) for line in Path(source).read_text("utf-8").splitlines() if line.strip()]
+        lines = [json.loads(line) for line in Path(source).read_text("utf-8").splitlines() if line.strip()]
+        if not lines:
+            raise ValueError("is empty")
+        header, *rows = lines
         rows = [row for row in rows if row.get("kind") == "problem"]
         scores = {row["id"]: mean([float(right) for right in row["correct"]]) for row in rows}
         if len(rows) != header["problems"] or len(scores) != len(rows):

@@ -139,7 +139,9 @@ def read_model(name: str, **options) -> tuple[PreTrainedTokenizerBase, PreTraine
             HfApi().model_info(name, timeout=_HUB_SECONDS)
         except Exception as error:
             unknown = error
-    elif (folder / "config.json").is_file():
+    elif not (folder / "config.json").is_file():
+        raise ValueError(f"model {name!r}: {where} (it holds no config.json: no model, and no run with a policy)")
+    else:
         missing = [] if any((folder / file).is_file() for file in _VOCABULARIES) else ["tokenizer.json"]
         missing += [] if (folder / "tokenizer_config.json").is_file() else ["tokenizer_config.json"]
         if missing:

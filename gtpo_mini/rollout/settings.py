@@ -34,5 +34,7 @@ class SamplingSettings:
         for name in ("max_turns", "max_turn_tokens", "rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.max_context is not None and self.max_context < 1:
+            raise ValueError(f"max_context={self.max_context}: must be at least 1, or None")
         if self.tool_patience is not None and not 0 <= self.tool_patience < math.inf:
             raise ValueError(f"tool_patience={self.tool_patience}: must be a finite number from 0 up, or None")

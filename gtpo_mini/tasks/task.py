@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import pkgutil
 from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -175,11 +176,14 @@ def load_task(name: str, split: str = "train", **options) -> Task:
     elif family and rest:
         make = _own(name)
     else:
-        raise ValueError(f"unknown task {name!r}; known: {', '.join(list_tasks())}")
+        near = difflib.get_close_matches(name, _TASKS, 1)
+        hint = f"; perhaps {near[0]!r}" if near else ""
+        raise ValueError(f"unknown task {name!r}{hint}; known: {', '.join(list_tasks())}")
     if (size := options.get("size")) is not None and size < 1:
         raise ValueError(f"size={size}: must be at least 1")
     takes = {} if isinstance(make, Task) else inspect.signature(make).parameters
     every = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
+    size = None if every or "size" in takes else options.pop("size", None)  # an own task's first problems
     if unknown := [] if every else sorted(set(options) - set(takes)):
         raise ValueError(f"task {name!r} has no option {unknown[0]!r}")
     if every or "split" in takes:
@@ -187,7 +191,7 @@ def load_task(name: str, split: str = "train", **options) -> Task:
     task = make if isinstance(make, Task) else make(**options)
     if not isinstance(task, Task):
         raise ValueError(f"task {name!r}: returned a {type(task).__name__} and not a Task")
-    return task
+    return task if size is None else replace(task, problems=task.problems[:size])
 
 
 def _own(name: str) -> Task | Callable[..., Task]:

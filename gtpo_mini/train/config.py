@@ -50,12 +50,15 @@ class TrainConfig:
 
         check(callable(self.credit), "credit", "a Credit or a function of its shape; an arm by its name is ARMS[name]")
         check(self.group_size >= 2, "group_size", "at least 2: a group of one has nothing to be compared with")
-        for name in ("kl_coefficient", "clip_low", "clip_high"):
+        check(0 <= self.clip_low <= 1, "clip_low", "in [0, 1]")
+        for name in ("kl_coefficient", "clip_high"):
             check(0 <= getattr(self, name) < math.inf, name, "a finite number from 0 up")
         for name in ("steps", "problems_per_step", "minibatches", "tokens_per_pass"):
             check(getattr(self, name) >= 1, name, "at least 1")
         for name in ("learning_rate", "temperature", "max_grad_norm"):
             check(0 < getattr(self, name) < math.inf, name, "a finite number above 0")
+        rollouts = self.problems_per_step * self.group_size
+        check(self.minibatches <= rollouts, "minibatches", f"at most the {rollouts} rollouts of a step")
         check(self.importance_cap is None or 0 < self.importance_cap < math.inf, "importance_cap", "above 0, or None")
         check(self.seed >= 0, "seed", "at least 0")
         self.sampling()

@@ -128,7 +128,8 @@ def _command() -> str:
     name = Path(sys.argv[0]).name
     if name.startswith("ipykernel"):
         return "a notebook"
-    return " ".join(["python", "-m gtpo_mini" if name == "__main__.py" else name, *sys.argv[1:]])
+    start = {"__main__.py": ["gtpo-mini"], "gtpo-mini": ["gtpo-mini"]}.get(name, ["python", name])
+    return " ".join([*start, *sys.argv[1:]])
 
 
 def open_trackers(wanted: Sequence[str | GeneralTracker], folder: Path | None) -> list[GeneralTracker]:

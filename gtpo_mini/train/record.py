@@ -54,12 +54,13 @@ def locked(folder: Path) -> Iterator[None]:
     """Keep a run's folder, made if it is not there, for this process; the lock ends with it, however it ends.
 
     Raises:
-        ValueError: another process is at work there.
-        RuntimeError: the folder cannot be made.
+        ValueError: another process is at work there, or the folder cannot be made.
     """
-    with clear_disk_errors(folder):
+    try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise ValueError(f"output={str(folder)!r}: cannot be made ({error.strerror}); choose another folder") from error
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -176,14 +177,18 @@ def load_runs(path: str | Path) -> list[RecordedRun]:
     """
     path = Path(path)
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*.jsonl*") if p.is_file())
-    runs = []
+    runs, damaged = [], []
     for file in files:
         if file.name.endswith(_COMPACT):
             runs += _read_compact(file)
         elif file.suffix == ".jsonl" and (run := read_run(file)) is not None:
             runs.append(run)
+        elif file.name == "metrics.jsonl":
+            with contextlib.suppress(ValueError):
+                damaged += [f"{file}: line {number}" for number in read_lines(file)[1]]
     if not runs:
-        raise ValueError(f"no finished run in {str(path)!r}")
+        hint = f" (damaged: {', '.join(damaged)}; train --resume makes it whole)" if damaged else ""
+        raise ValueError(f"no finished run in {str(path)!r}{hint}")
     return sorted(runs, key=lambda run: (run.arm, run.seed))
 
 
