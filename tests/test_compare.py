@@ -8,6 +8,9 @@ import pytest
 from gtpo_mini.__main__ import main
 from gtpo_mini.experiments.compare import accuracies, compare, differences
 from gtpo_mini.experiments.evaluate import evaluate
+from gtpo_mini.experiments.sample import sample
+from gtpo_mini.rollout.engine import RolloutEngine
+from gtpo_mini.rollout.protocol import load_protocol
 from gtpo_mini.rollout.settings import SamplingSettings
 from gtpo_mini.tasks.task import Task, load_task
 from gtpo_mini.train.record import RecordedRun
@@ -141,3 +144,13 @@ def test_problems_that_share_an_id_keep_their_own_results(tiny_policy, sandbox):
     found = evaluate(tiny_policy, twins, settings, samples=4, sandbox=sandbox)
     alone = evaluate(tiny_policy, Task("one", (first,)), settings, samples=4, sandbox=sandbox)
     assert found.answers[0] == alone.answers[0] != found.answers[1] and not any(found.correct[1])
+
+
+def test_groups_come_back_in_the_order_of_the_task_each_rollout_at_its_place(tiny_policy, sandbox):
+    """Rollouts stop when they stop; what comes back are those of the engine, cut into the problems' groups."""
+    task, settings, early = load_task("branching", size=12), SamplingSettings(max_turn_tokens=24, rows=8), []
+    groups = sample(tiny_policy, task, 12, 3, 5, settings, sandbox=sandbox, finished=early.append)
+    assert [group.rollouts[0].problem.id for group in groups] == [problem.id for problem in task.problems]
+    whole = RolloutEngine(tiny_policy, load_protocol(), sandbox, settings).generate(task.problems, 3, 5)
+    assert [rollout for group in groups for rollout in group.rollouts] == whole
+    assert early != groups and sorted(map(id, early)) == sorted(map(id, groups))
