@@ -275,8 +275,8 @@ def test_an_own_task_comes_by_module_and_name(own_module):
         ("broken_tasks:f", {}, "cannot be imported .SyntaxError"),
         ("own_tasks:PROBLEMS", {}, "is a tuple, not a Task or a callable"),
         ("own_tasks:nothing", {}, "returned a NoneType and not a Task"),
-        ("own_tasks:plain", {"size": 3}, "no option 'size'"),
-        ("own_tasks:TASK", {"size": 3}, "no option 'size'"),
+        ("own_tasks:plain", {"colour": 3}, "no option 'colour'"),
+        ("own_tasks:TASK", {"colour": 3}, "no option 'colour'"),
         ("own_tasks:", {}, "unknown task"),
     ],
 )
