@@ -373,9 +373,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(name: str, argv: list[str]) -> None:
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, 1)
-        hint = f"; perhaps {near[0]!r}" if near else ""
-        raise ValueError(f"unknown command {name!r}{hint}; known: {', '.join(COMMANDS)}")
+        raise ValueError(f"unknown command {name!r}; known: {', '.join(COMMANDS)}")
     command = COMMANDS[name]
     if command in (train, evaluate, imitate):
         command(argv)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import pkgutil
 from collections import Counter
@@ -148,9 +147,7 @@ def load_arm(name: str) -> CreditAssignment:
     if name in ARMS:
         return ARMS[name]
     if ":" not in name:
-        near = difflib.get_close_matches(name, ARMS, 1)
-        hint = f"; perhaps {near[0]!r}" if near else ""
-        raise ValueError(f"unknown arm {name!r}; known: {', '.join(ARMS)}, MODULE:NAME{hint}")
+        raise ValueError(f"unknown arm {name!r}; known: {', '.join(ARMS)}, MODULE:NAME")
     try:
         found = pkgutil.resolve_name(name)
     except Exception as error:  # importing a module raises whatever it happens to raise

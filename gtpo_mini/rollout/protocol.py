@@ -8,7 +8,6 @@ also names its ``tools``; `chat` then takes their description and the frame of a
 
 from __future__ import annotations
 
-import difflib
 import json
 import pkgutil
 import re
@@ -224,9 +223,7 @@ def load_protocol(name: str = "fenced") -> ToolProtocol:
     if name in PROTOCOLS:
         return PROTOCOLS[name]()
     if not all(name.partition(":")):
-        near = difflib.get_close_matches(name, PROTOCOLS, 1)
-        hint = f"; perhaps {near[0]!r}" if near else ""
-        raise ValueError(f"unknown protocol {name!r}{hint}; known: {', '.join(PROTOCOLS)}, MODULE:NAME")
+        raise ValueError(f"unknown protocol {name!r}; known: {', '.join(PROTOCOLS)}, MODULE:NAME")
     try:
         found = pkgutil.resolve_name(name)
     except Exception as error:  # importing a module raises whatever it happens to raise

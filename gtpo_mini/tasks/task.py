@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import pkgutil
 from collections.abc import Callable, Sequence
@@ -176,9 +175,7 @@ def load_task(name: str, split: str = "train", **options) -> Task:
     elif family and rest:
         make = _own(name)
     else:
-        near = difflib.get_close_matches(name, _TASKS, 1)
-        hint = f"; perhaps {near[0]!r}" if near else ""
-        raise ValueError(f"unknown task {name!r}{hint}; known: {', '.join(list_tasks())}")
+        raise ValueError(f"unknown task {name!r}; known: {', '.join(list_tasks())}")
     if (size := options.get("size")) is not None and size < 1:
         raise ValueError(f"size={size}: must be at least 1")
     takes = {} if isinstance(make, Task) else inspect.signature(make).parameters
