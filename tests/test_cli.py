@@ -243,7 +243,7 @@ def test_an_own_arm_of_the_current_folder_trains_and_the_next_command_works(tmp_
     assert three[2].startswith("next: gtpo-mini compare") and (tmp_path / "run" / "after.jsonl").is_file()
 
 
-def test_one_run_alone_is_drawn_and_an_own_task_can_be_cut_short(tmp_path, monkeypatch, capsys):
+def test_one_run_alone_has_no_interval_and_an_own_task_can_be_cut_short(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("mine.py").write_text(
         "from gtpo_mini import Problem, Task\n"
@@ -255,7 +255,9 @@ def test_one_run_alone_is_drawn_and_an_own_task_can_be_cut_short(tmp_path, monke
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert main(["train", *SMALL, "--output", "run"]) == 0
-    assert main(["plot", "run"]) == 0 and Path("results/side_by_side.png").is_file()
+    capsys.readouterr()
+    assert main(["plot", "run"]) == 2
+    assert "arm 'gtpo' has one seed, and an interval needs at least 2" in capsys.readouterr().err
     header, *rest = Path("run/metrics.jsonl").read_text().splitlines()
     Path("run/metrics.jsonl").write_text("\n".join([header, "[]", *rest[1:]]) + "\n")
     capsys.readouterr()

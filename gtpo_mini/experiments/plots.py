@@ -55,7 +55,7 @@ def plot_metric(axes: Axes, runs: Sequence[RecordedRun], key: str = "reward/outc
 
     Args:
         axes: where to draw.
-        runs: seeds of each arm, of equal length; of a single one there is no band.
+        runs: at least two seeds of each arm, of equal length.
         key: of the metric, e.g. "rollout/calls".
         window: steps of the moving average.
     """
@@ -65,13 +65,14 @@ def plot_metric(axes: Axes, runs: Sequence[RecordedRun], key: str = "reward/outc
         steps = range(1, len(curves_ST[0]) + 1)
         for curve in curves_ST:
             axes.plot(steps, curve, color=colour, linewidth=0.6, alpha=0.5)
-        columns = list(zip(*curves_ST, strict=True))
-        if len(curves_ST) > 1:  # one run has no interval
-            bands = [t_interval(column, share=key in _SHARES) for column in columns]
-            low, high = [b.low for b in bands], [b.high for b in bands]
-            axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
+        if len(curves_ST) < 2:
+            raise ValueError(
+                f"arm {arm!r} has one seed, and an interval needs at least 2: gtpo-mini experiment makes them"
+            )
+        bands = [t_interval(column, share=key in _SHARES) for column in zip(*curves_ST, strict=True)]
+        axes.fill_between(steps, [b.low for b in bands], [b.high for b in bands], color=colour, alpha=0.15, linewidth=0)
         every = max(1, len(steps) // 8)
-        centre = list(map(mean, columns))
+        centre = [b.estimate for b in bands]
         axes.plot(steps, centre, color=colour, linewidth=2, marker=marker, markevery=every, label=label)
     axes.set(xlabel="training step", ylabel=LABELS.get(key, key))
     axes.set_ylim(bottom=0)

@@ -125,11 +125,12 @@ def _commit() -> str:
 
 def _command() -> str:
     """How this process was started, without the folders of this machine."""
-    name = Path(sys.argv[0]).name
-    if name.startswith("ipykernel"):
+    path = Path(sys.argv[0])
+    name = f"-m {path.parent.name}" if path.name == "__main__.py" else path.name
+    if name.startswith(("ipykernel", "-m ipykernel")):
         return "a notebook"
-    start = {"__main__.py": ["gtpo-mini"], "gtpo-mini": ["gtpo-mini"]}.get(name, ["python", name])
-    return " ".join([*start, *sys.argv[1:]])
+    start = "gtpo-mini" if name in ("gtpo-mini", "-m gtpo_mini") else f"python {name}"
+    return " ".join([start, *sys.argv[1:]])
 
 
 def open_trackers(wanted: Sequence[str | GeneralTracker], folder: Path | None) -> list[GeneralTracker]:
