@@ -12,7 +12,7 @@ from typing import Any
 from ..credit.credit import ARMS, Credit, CreditAssignment
 from ..rollout.settings import SamplingSettings
 
-_CREDIT_FIELDS = ("rewards", "returns", "gamma", "normalize", "alpha", "shaping", "similarity", "format_penalty")
+_CREDIT_FIELDS = tuple(field.name for field in fields(Credit))
 
 
 @dataclass(frozen=True)
