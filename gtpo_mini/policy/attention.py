@@ -17,7 +17,7 @@ from transformers.masking_utils import sdpa_mask
 
 NAME = "shared_prefix"
 _IDS = 6  # tokens of the short passes
-_FUSED = ("cpu",)  # where torch has one operation for it; elsewhere plain matrix products
+_SHORT = 8  # queries up to which two matrix products are faster than torch's one operation, on a CPU
 
 
 def _dispatch(module, query, key, value, mask, scaling=None, attend=None, **kwargs) -> tuple[torch.Tensor, None]:
@@ -50,17 +50,17 @@ def attend_part(
     >>> mean.tolist(), round(log_sum.exp().item(), 3)
     ([[[[1.0, 3.0]]]], 3.0)
     """
-    if query.device.type in _FUSED and key.shape[-1] == value.shape[-1]:
+    if query.shape[2] > _SHORT and query.device.type == "cpu" and key.shape[-1] == value.shape[-1]:
         fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # it gives the denominator too
         result, log_sum = fused(query, key, value, attn_mask=mask, scale=1.0)
         return result, log_sum[..., None]
     weights = torch.matmul(query, key.transpose(2, 3)).float()  # (B, H, Q, W)
     if mask is not None:
         weights += mask
-    top = weights.amax(-1, keepdim=True)  # (B, H, Q, 1)
-    weights = weights.sub_(top).exp_()  # (B, H, Q, W)
-    total = weights.sum(-1, keepdim=True)  # (B, H, Q, 1)
-    return torch.matmul(weights.to(value.dtype), value) / total.to(value.dtype), top + total.log()
+    shares = weights.softmax(-1)  # (B, H, Q, W)
+    # The largest share is e^(the largest weight) over the denominator.
+    log_sum = weights.amax(-1, keepdim=True) - shares.amax(-1, keepdim=True).log_()  # (B, H, Q, 1)
+    return torch.matmul(shares.to(value.dtype), value), log_sum
 
 
 class SharedPrefixes:

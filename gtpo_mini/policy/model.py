@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from . import attention
+from .decoder import FastDecoder, fast_decoder
 
 CANNOT_GO_ON_TOP = (
     "a trained adapter is not trained further, and a new one cannot go on top; make a model of it and its base first: "
@@ -37,6 +38,7 @@ class Policy:
         self.is_lora = hasattr(model, "peft_config")
         found = getattr(self.plain.generation_config, "eos_token_id", None)
         self.eos_ids = frozenset({*(found if isinstance(found, list) else [found]), tokenizer.eos_token_id} - {None})
+        self._silent = self.eos_ids | {tokenizer.pad_token_id}
         # A tokenizer's class may add a token for unknown text, which a byte-level tokenizer never meets.
         size = 1 + max({*tokenizer.get_vocab().values()} - {tokenizer.unk_token_id})
         rows = model.get_input_embeddings().weight.shape[0]
@@ -61,6 +63,7 @@ class Policy:
                 module.support_avx512bf16_for_cpu = False
         self.context_length = attention.context_length(self.plain.config.get_text_config(), name)
         self.takes_attend = attention.install(self.plain)  #: rollouts can share their group's prompt
+        self._fast = fast_decoder(self.plain) is not None
         self._reference: Policy | None = None
 
     @property
@@ -96,12 +99,16 @@ class Policy:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, without end and padding tokens; other special tokens stay (``<tool_call>`` may be one)."""
-        kept = [i for i in ids if i not in self.eos_ids and i != self.tokenizer.pad_token_id]
+        kept = [i for i in ids if i not in self._silent]
         return self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def hidden_states(self, input_ids: torch.Tensor, **kwargs) -> torch.Tensor:
         """Last hidden states (B, T, D) of ids (B, T); `logits` turns chosen ones into logits."""
         return self.plain.get_decoder()(input_ids=input_ids, **kwargs).last_hidden_state  # (B, T, D)
+
+    def fast_decoder(self) -> FastDecoder | None:
+        """The same pass in fewer operations, for decoding; None where this model has none."""
+        return FastDecoder(self.plain.get_decoder()) if self._fast else None
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Float32 logits (..., V) of hidden states (..., D)."""
@@ -126,7 +133,8 @@ class Policy:
             from bitsandbytes import optim
 
             kind = optim.PagedAdamW8bit if self.device.type == "cuda" else optim.AdamW8bit
-        return kind(self.trainable_parameters(), lr=learning_rate, weight_decay=0.0)
+        fused = {"fused": True} if kind is torch.optim.AdamW else {}
+        return kind(self.trainable_parameters(), lr=learning_rate, weight_decay=0.0, **fused)
 
     def checkpoint_gradients(self) -> None:
         """Keep only each layer's input in a training pass, and compute the layer again in the backward pass."""

@@ -24,24 +24,29 @@ class RolloutBuilder:
 
     def push(self, ids: Sequence[int], logprobs: Sequence[float]) -> None:
         """Tokens of the policy, with the sampler's log-probabilities."""
-        self._extend(ids, 1, logprobs)
+        self.ids.extend(ids)
+        self.logprobs.extend(logprobs)
 
     def push_result(self, ids: Sequence[int]) -> None:
         """A tool's text; it belongs to the turn that asked for it."""
-        self._extend(ids, 0, [0.0] * len(ids))
-
-    def _extend(self, ids: Sequence[int], mask: int, logprobs: Sequence[float]) -> None:
-        self.ids.extend(ids)
-        self.mask.extend([mask] * len(ids))
-        self.index.extend([len(self.turns)] * len(ids))
-        self.logprobs.extend(logprobs)
+        self._label(1)
+        self.push(ids, [0.0] * len(ids))
+        self._label(0)
 
     def end_turn(self, turn: Turn) -> None:
         """What comes from here on belongs to the next turn."""
+        self._label(1)
         self.turns.append(turn)
+
+    def _label(self, mask: int) -> None:
+        """The tokens since the last label: whose they are, and their turn."""
+        count = len(self.ids) - len(self.mask)
+        self.mask += [mask] * count
+        self.index += [len(self.turns)] * count
 
     def freeze(self, stop: StopReason, answer: str | None) -> Trajectory:
         """What it has become."""
+        self._label(1)
         return Trajectory(
             problem=self.problem,
             token_ids=tuple(self.ids),

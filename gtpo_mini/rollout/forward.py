@@ -29,6 +29,7 @@ class ForwardPass:
 
     def __init__(self, policy: Policy, rows: int, share: bool, graphs: GraphedSteps | None = None) -> None:
         self.policy, self.share, self.graphs = policy, share and policy.takes_attend, graphs
+        self.decoder = policy.fast_decoder()
         self.cache = RowCache(policy.model.config.get_text_config().num_hidden_layers, rows)
         self.prompts: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {}  # of a group: (heads, length, dim)
         self.groups = [-1] * rows  # whose prompt a row continues; an empty row keeps what it had
@@ -143,14 +144,17 @@ class ForwardPass:
         unseen = torch.arange(width, device=ids.device) > places[..., None]  # (R, Q, W)
         mask = torch.zeros(unseen.shape, dtype=dtype, device=ids.device)
         mask = mask.masked_fill_(unseen, torch.finfo(dtype).min)[:, None]  # (R, 1, Q, W)
-        hidden = self.policy.hidden_states(
-            ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-            **({"attend": attend} if attend else {}),
-        )
+        if self.decoder is not None:
+            hidden = self.decoder(ids, positions, mask, self.cache, attend)
+        else:
+            hidden = self.policy.hidden_states(
+                ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=self.cache,
+                use_cache=True,
+                **({"attend": attend} if attend else {}),
+            )
         return self.policy.logits(hidden[:, -1])
 
     def _shared(self, rows: Sequence[int], everyone: bool) -> SharedPrefixes:
@@ -202,9 +206,11 @@ class _RowLayer(CacheLayerMixin):
         if self.keys.shape[2] < self.cache.places_held:
             more = self.cache.places_held - self.keys.shape[2]
             self.keys, self.values = (pad(x, (0, 0, 0, more)) for x in (self.keys, self.values))
-        rows, places, width = self.cache.rows, self.cache.places, self.cache.width
-        self.keys[rows[:, None], :, places] = key_states.transpose(1, 2)  # (R, Q, H, D)
-        self.values[rows[:, None], :, places] = value_states.transpose(1, 2)
+        rows, width = self.cache.rows, self.cache.width
+        for held, new in ((self.keys, key_states), (self.values, value_states)):
+            held.view(-1, held.shape[-1]).index_copy_(
+                0, self.cache.targets(held.shape[1]), new.reshape(-1, new.shape[-1])
+            )
         # Rows 0..R-1 are read in place; any other choice (a prefill of some rows) is a copy of theirs.
         if self.cache.leading:
             return self.keys[: len(rows), :, :width], self.values[: len(rows), :, :width]
@@ -236,6 +242,15 @@ class RowCache(Cache):
         """
         self.hold(width)
         self.rows, self.places, self.width, self.leading = rows, places, width, leading
+        self._targets: dict[int, torch.Tensor] = {}
+
+    def targets(self, heads: int) -> torch.Tensor:
+        """(R * H * Q,): where the selected places lie in a layer's memory, seen as one list of vectors."""
+        if heads not in self._targets:
+            row_heads = self.rows[:, None] * heads + torch.arange(heads, device=self.rows.device)  # (R, H)
+            places = self.places.remainder(self.places_held)[:, None]  # (R, 1, Q)
+            self._targets[heads] = (row_heads[..., None] * self.places_held + places).flatten()
+        return self._targets[heads]
 
     def hold(self, width: int) -> int:
         """Make room for ``width`` places, and one for padding; returns how many there are."""
@@ -247,4 +262,5 @@ class RowCache(Cache):
         """Copy rows ``sources`` over rows ``targets``."""
         for layer in self.layers:
             if layer.is_initialized:
-                layer.keys[targets], layer.values[targets] = layer.keys[sources], layer.values[sources]
+                for held in (layer.keys, layer.values):
+                    held[targets, :, : self.width] = held[sources, :, : self.width]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import math
 import os
 import platform
 import resource
@@ -75,6 +76,7 @@ class Cage:
         with contextlib.suppress(OSError), open("/proc/self/statm") as file:
             base = int(file.read().split()[0]) * resource.getpagesize()
         self.memory = base + self.config["memory_bytes"] if sys.platform == "linux" else resource.RLIM_INFINITY
+        self.limits = self._limits()
         if not self.confined:
             return
         if self.landlock:
@@ -90,7 +92,8 @@ class Cage:
         self.count_tasks()
         if not self.drops and not self._can(self._start_threads):
             self.bounded = False  # the user runs more than is seen from here, in another container
-        self.filter = seccomp.program(self.machine, may_open=bool(self.landlock or self.chroots))
+        self.limits = self._limits()
+        self.filter = seccomp.Filter(seccomp.program(self.machine, may_open=bool(self.landlock or self.chroots)))
 
     def enter(self, first_fd: int, parent: int) -> None:
         """Put every layer on, in the one order that works; descriptors from ``first_fd`` on are closed."""
@@ -115,7 +118,8 @@ class Cage:
         if keep:
             landlock.restrict(self.libc, first_fd)
             os.close(first_fd)
-        seccomp.install(self.libc, seccomp.for_pid(self.filter, os.getpid()))
+        self.filter.for_pid(os.getpid())
+        self.filter.install(self.libc)
 
     def _die_with(self, parent: int) -> None:
         if sys.platform == "linux":
@@ -123,7 +127,8 @@ class Cage:
         if os.getppid() != parent:  # it died before that
             os._exit(1)
 
-    def _rlimits(self) -> None:
+    def _limits(self) -> list[tuple[int, tuple[int, int]]]:
+        """What `setrlimit` takes, none above what this process may have itself."""
         wanted = {"RLIMIT_AS": self.memory, "RLIMIT_DATA": self.memory, "RLIMIT_CORE": 0}
         wanted["RLIMIT_CPU"] = int(CPU_TURNS * self.config["cpu_seconds"]) + 1
         if self.confined:
@@ -131,12 +136,16 @@ class Cage:
             wanted |= {"RLIMIT_FSIZE": 0, "RLIMIT_NOFILE": 64, "RLIMIT_MEMLOCK": 0, "RLIMIT_MSGQUEUE": 0}
             if self.bounded:
                 wanted["RLIMIT_NPROC"] = THREADS if self.drops else self._tasks[1] + 512
-        for name, value in wanted.items():
-            kind = getattr(resource, name)
-            hard = resource.getrlimit(kind)[1]
-            if hard != resource.RLIM_INFINITY:
-                value = min(value, hard) if value != resource.RLIM_INFINITY else hard
-            resource.setrlimit(kind, (value, value))
+        hard = {name: resource.getrlimit(getattr(resource, name))[1] for name in wanted}
+        found = {
+            name: min(wanted[name], hard[name], key=lambda n: math.inf if n == resource.RLIM_INFINITY else n)
+            for name in wanted
+        }
+        return [(getattr(resource, name), (value, value)) for name, value in found.items()]
+
+    def _rlimits(self) -> None:
+        for kind, value in self.limits:
+            resource.setrlimit(kind, value)
 
     def _drop(self, uid: int, capabilities: int) -> None:
         os.setgroups([])
@@ -188,6 +197,7 @@ class Cage:
                     if os.stat(f"/proc/{name}").st_uid == me:
                         count += os.stat(f"/proc/{name}/task").st_nlink - 2
             self._tasks = (time.monotonic(), count)
+            self.limits = self._limits()
 
 
 def _uid_base() -> int:

@@ -39,17 +39,23 @@ def serve(roots: list[str], read=os.read, write=os.write, leave=os._exit) -> Non
             data += part
         return data
 
-    builtins.open = io.open = _open
-    module = types.ModuleType("__main__")
-    module.__dict__["__builtins__"] = __builtins__
-    sys.modules["__main__"] = module
+    namespace = sys.modules["__main__"].__dict__
     while True:
         nonce, number, size = HEADER.unpack(take(HEADER.size))
-        error = _turn(take(size), f"<turn {number}>" if number else "<snippet>", module.__dict__, roots)
+        error = _turn(take(size), f"<turn {number}>" if number else "<snippet>", namespace, roots)
         text = error.encode("utf-8", "backslashreplace")
         frame = FRAME.pack(nonce, b"-" if text else b"+", len(text)) + text
         while frame:
             frame = frame[write(CONTROL, frame) :]
+
+
+def prepare() -> None:
+    """What every child begins with, made once in the server, and used once, so that children need not warm it."""
+    builtins.open = io.open = _open
+    module = types.ModuleType("__main__")
+    module.__dict__["__builtins__"] = __builtins__
+    sys.modules["__main__"] = module
+    _turn(b"print(end='')", "<snippet>", dict(module.__dict__), [])
 
 
 def _turn(raw: bytes, name: str, namespace: dict, roots: list[str]) -> str:
@@ -76,17 +82,33 @@ def _turn(raw: bytes, name: str, namespace: dict, roots: list[str]) -> str:
                 stream.flush()
 
 
+_streams: list[io.TextIOWrapper] = []
+
+
 def _open_streams() -> None:
-    """Text streams over descriptors 1 and 2, anew each turn: the last turn may have closed or replaced them.
+    """Text streams over descriptors 0 to 2, anew where the last turn closed them, in place where it replaced them.
 
     Lines go out as they are written, so that a snippet that is killed leaves what it printed.
     """
-    sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)), "utf-8")
-    for fd, name in ((1, "stdout"), (2, "stderr")):
-        raw = io.FileIO(fd, "w", closefd=False)
-        text = io.TextIOWrapper(io.BufferedWriter(raw), "utf-8", "backslashreplace", line_buffering=True)
-        setattr(sys, name, text)
-        setattr(sys, f"__{name}__", text)
+    try:
+        usable = len(_streams) == 3 and not any(stream.closed for stream in _streams)
+    except ValueError:  # its buffer was taken away
+        usable = False
+    if not usable:
+        _streams[:] = [
+            io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)), "utf-8"),
+            *(
+                io.TextIOWrapper(
+                    io.BufferedWriter(io.FileIO(fd, "w", closefd=False)),
+                    "utf-8",
+                    "backslashreplace",
+                    line_buffering=True,
+                )
+                for fd in (1, 2)
+            ),
+        ]
+    sys.stdin, sys.stdout, sys.stderr = _streams
+    sys.__stdout__, sys.__stderr__ = _streams[1:]
 
 
 def _open(file, mode="r", *arguments, _real=io.open, _dup=os.dup, **named):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import re
 import struct
 
 from .syscalls import ALLOW, AUDIT_ARCH, JUDGE, REFUSE
@@ -16,7 +17,7 @@ from .syscalls import ALLOW, AUDIT_ARCH, JUDGE, REFUSE
 _LOAD, _AND, _EQUAL, _AT_LEAST, _JUMP, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x05, 0x06
 _KILL_PROCESS, _ALLOW, _ERRNO = 0x80000000, 0x7FFF0000, 0x00050000
 _NUMBER, _ARCH = 0, 4  # offsets in struct seccomp_data; argument i is at 16 + 8 * i, low half first
-_SELF = 0x5E1F0C1D  #: stands for the child's own pid until :func:`for_pid`
+_SELF = 0x5E1F0C1D  #: stands for the child's own pid until `Filter.for_pid`
 _FILES = "access chdir chmod chown creat fchmod fchown ftruncate lchown link mkdir readlink rename rmdir symlink"
 _FILES += " truncate unlink utimensat chroot fchdir"
 
@@ -93,18 +94,21 @@ def _test(offset: int, mask: int, values: tuple[int, ...], otherwise: int) -> li
     return [*head, *jumps, (_RETURN, 0, 0, _ERRNO | otherwise)]
 
 
-def for_pid(code: bytes, pid: int) -> bytes:
-    """The program with the placeholder replaced by ``pid``."""
-    return code.replace(struct.pack("=I", _SELF), struct.pack("=I", pid))
+class Filter:
+    """A program made ready ahead: in a child it takes two calls, which touch little memory."""
 
+    def __init__(self, code: bytes) -> None:
+        self.code = ctypes.create_string_buffer(code, len(code))
+        self._places = [found.start() for found in re.finditer(re.escape(struct.pack("=I", _SELF)), code)]
+        header = struct.pack("@HP", len(code) // 8, ctypes.addressof(self.code))  # struct sock_fprog
+        self._arguments = (22, 2, ctypes.create_string_buffer(header), 0, 0)  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
 
-def install(libc: ctypes.CDLL, code: bytes) -> None:
-    """Put the filter on this process, for good. Needs ``no_new_privs``.
+    def for_pid(self, pid: int) -> None:
+        """Put ``pid`` where the placeholder stands."""
+        for place in self._places:
+            struct.pack_into("=I", self.code, place, pid)
 
-    Raises:
-        OSError: the kernel has no seccomp filters, or forbids them here.
-    """
-    buffer = ctypes.create_string_buffer(code, len(code))
-    header = struct.pack("@HP", len(code) // 8, ctypes.addressof(buffer))  # struct sock_fprog
-    if libc.prctl(22, 2, ctypes.c_char_p(header), 0, 0) != 0:  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
-        raise OSError(ctypes.get_errno(), "seccomp")
+    def install(self, libc: ctypes.CDLL) -> None:
+        """Put the filter on this process, for good; OSError where the kernel forbids it. Needs ``no_new_privs``."""
+        if libc.prctl(*self._arguments) != 0:
+            raise OSError(ctypes.get_errno(), "seccomp")

@@ -7,6 +7,7 @@ socket ends, or the trainer's process does, it kills every child and leaves.
 
 from __future__ import annotations
 
+import _signal
 import contextlib
 import ctypes
 import fcntl
@@ -27,6 +28,9 @@ from . import confine, harness, warm
 
 REQUEST = struct.Struct("!cIi")
 REPLY = struct.Struct("!Ii")
+# Not `os.fork`: its hooks lock and seed anew, in pages that each child would have to copy, what nobody else holds in a
+# process of one thread, and what has been seeded ahead.
+_c = ctypes.PyDLL(None, use_errno=True)
 
 
 def _socket_pair() -> tuple[int, int]:
@@ -60,7 +64,9 @@ class Server:
                 for fds, fd in zip((ours, theirs), pair(), strict=True):
                     fds.append(fd)
             self.cage.count_tasks()
-            pid = os.fork()
+            pid = _c.fork()
+            if pid < 0:
+                raise OSError(ctypes.get_errno(), "fork")
         except OSError:  # no more descriptors or processes: what was opened must not be lost too
             _close(ours + theirs)
             raise
@@ -73,7 +79,7 @@ class Server:
     def child(self, out: int, err: int, control: int) -> None:
         """Never returns. The ready byte comes after the last layer: no snippet runs in a half-made cage."""
         try:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            _signal.signal(2, _signal.default_int_handler)  # `signal.signal` makes enums of its arguments
             # Its own null device: flags of a shared one would be seen by every later child.
             null = os.open(os.devnull, os.O_RDWR)
             os.dup2(null, 0)
@@ -87,7 +93,6 @@ class Server:
             os.write(harness.CONTROL, f"{type(problem).__name__}: {problem}".encode())
             os._exit(1)
         try:
-            warm.seed()
             harness.serve(self.roots)
         finally:
             os._exit(1)
@@ -176,6 +181,8 @@ def main(fd: int) -> None:
         server = Server(link, config, cage, roots)
         order = [] if fixed else ["the order of a set of types may differ from trainer to trainer"]
         hello = {"tier": cage.tier, "notes": cage.notes + order}
+        warm.seed()
+        harness.prepare()
         gc.collect()
         gc.freeze()  # a collection in a child would touch, and so copy, every page
         warm.collapse(cage.libc)

@@ -108,8 +108,8 @@ def _seed_from_source(self, a=None, version=2):
 
 
 def seed() -> None:
-    """The same random numbers in every child, of this trainer and of the next; not ``secrets``. After each fork."""
-    random.seed(0)  # `random` seeds itself anew in a forked process
+    """The same random numbers in every child, of this trainer and of the next; not ``secrets``."""
+    random.seed(0)
     random.Random.seed = _seed_from_source
     _own_seed(_source, 0)
     if "numpy" in sys.modules:

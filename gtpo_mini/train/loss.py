@@ -41,7 +41,7 @@ def token_logprobs(policy: Policy, trajectories: Sequence[Trajectory], temperatu
         hidden_MD, targets_M = _padded_states(policy, trajectories)
 
     def of_chunk(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        logits = policy.logits(hidden) / temperature  # (m, V)
+        logits = policy.logits(hidden) if temperature == 1.0 else policy.logits(hidden) / temperature  # (m, V)
         return logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)  # (m,)
 
     chunk = max(1, _CHUNK_LOGITS // policy.logits(hidden_MD[:1]).shape[-1])

@@ -48,7 +48,7 @@ def take_landlock_away() -> None:
         steps += [step, (0x06, 0, 0, 0x00050000 | 38)]
     steps.append((0x06, 0, 0, 0x7FFF0000))
     libc.prctl(NO_NEW_PRIVS, 1, 0, 0, 0)
-    seccomp.install(libc, b"".join(struct.pack("=HBBI", *step) for step in steps))
+    seccomp.Filter(b"".join(struct.pack("=HBBI", *step) for step in steps)).install(libc)
 
 
 def main() -> None:

@@ -20,7 +20,9 @@ PID = 4711
 
 def judge(machine: str, number: int, *arguments: int, may_open: bool = True, arch: int | None = None) -> int:
     """What the kernel would make of one call."""
-    code = seccomp.for_pid(seccomp.program(machine, may_open), PID)
+    ready = seccomp.Filter(seccomp.program(machine, may_open))
+    ready.for_pid(PID)
+    code = ready.code.raw
     words = [number, AUDIT_ARCH[machine] if arch is None else arch, 0, 0]
     for value in (*arguments, *[0] * (6 - len(arguments))):
         words += [value & 0xFFFFFFFF, value >> 32 & 0xFFFFFFFF]
@@ -157,7 +159,7 @@ def test_a_layer_that_only_pretends_is_noticed(layer, act, tmp_path, box):
     shutil.copytree(package / "sandbox", copy / "sandbox", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("__init__.py", "types.py"):
         shutil.copy(package / name, copy / name)
-    pretend = {"seccomp": "def install(libc, code): pass", "landlock": "def restrict(libc, fd): pass"}[layer]
+    pretend = {"seccomp": "Filter.install = lambda self, libc: None", "landlock": "def restrict(libc, fd): pass"}[layer]
     with open(copy / "sandbox" / f"{layer}.py", "a") as file:
         file.write(f"\n\n{pretend}\n")
     code = "from gtpo_mini.sandbox import Sandbox\nSandbox()"
