@@ -42,7 +42,7 @@ class OneShot:
         self.sandbox = Sandbox(workers=1)
 
     def pids(self) -> list[int]:
-        return [self.sandbox._link._process.pid]
+        return [link._process.pid for link in self.sandbox._links]
 
     def run(self, code: str) -> str:
         return self.sandbox.run(code).stdout

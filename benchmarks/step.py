@@ -1,4 +1,6 @@
-"""Where a step of the ``cpu`` profile goes, on one core, and how far it is from its arithmetic: `python benchmarks/step.py`.
+"""Where a step of the ``cpu`` profile goes, on one core, and how far it is from its arithmetic.
+
+    python benchmarks/step.py --against COMMIT
 
 The floor is what the matrix products of the step cost alone: torch counts their FLOPs, and the rate is measured in the
 same run at the same shapes. ``--against COMMIT`` runs that commit's package beside this one, step by step in turn, each
@@ -26,10 +28,15 @@ KINDS = {
 }
 
 
-def tree_seconds(pid: int) -> float:
+def tree_seconds(pid: str) -> float:
     """CPU seconds of a process and of the children that it has waited for."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
+
+def server_seconds() -> float:
+    """CPU seconds of this process's children, the sandbox's servers, and of theirs that have ended."""
+    return sum(map(tree_seconds, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()))
 
 
 class Worker:
@@ -55,12 +62,11 @@ class Worker:
 
     def step(self) -> dict[str, float]:
         """Seconds of one step; ``cpu/sandbox`` is that of the fork server and the children that ended meanwhile."""
-        server = self.sandbox._link._process.pid
-        before, begin = tree_seconds(server), time.process_time()
+        before, begin = server_seconds(), time.process_time()
         metrics = self.trainer.step(self.engine, self.steps)
         self.steps += 1
         found = {key.removeprefix("time/"): metrics[key] for key in metrics if key.startswith("time/")}
-        return {**found, "cpu/trainer": time.process_time() - begin, "cpu/sandbox": tree_seconds(server) - before}
+        return {**found, "cpu/trainer": time.process_time() - begin, "cpu/sandbox": server_seconds() - before}
 
     def parts(self) -> dict[str, float]:
         """Seconds of decoding by kind of operation, and of the update's passes; the profiler itself adds to them."""

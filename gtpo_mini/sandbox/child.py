@@ -42,6 +42,10 @@ class _Killed(Exception):
         self.timed_out = timed_out
 
 
+class _Moved(Exception):
+    """The turn asks for a module that is not there, and may have another server's child."""
+
+
 class _Stream:
     """What was kept of one output pipe."""
 
@@ -94,8 +98,11 @@ class Child:
             return ""
         return word.decode("utf-8", "replace") or "it died while it was being confined"
 
-    def turn(self, code: str, number: int, limits: Limits) -> ExecutionResult:
-        """Run one snippet; ``number`` names it in tracebacks (0: one shot)."""
+    def turn(self, code: str, number: int, limits: Limits, may_move: bool = False) -> ExecutionResult | None:
+        """Run one snippet; ``number`` names it in tracebacks (0: one shot).
+
+        ``may_move``: None, and a child that was killed, where it imports what was not imported ahead.
+        """
         raw = code.encode("utf-8", "surrogatepass")
         if len(raw) > MAX_CODE:
             return ExecutionResult(ok=False, error="ValueError: the snippet is longer than 1 MiB")
@@ -103,7 +110,10 @@ class Child:
         start, cpu_start, timed_out = time.monotonic(), self._cpu(), False
         try:
             self._go()
-            error = self._converse(raw, number, limits, (out, err), cpu_start)
+            error = self._converse(raw, number, may_move, limits, (out, err), cpu_start)
+        except _Moved:
+            self.usable = False
+            return None
         except _Killed as why:
             self.usable, error, timed_out = False, str(why), why.timed_out
         except BaseException:  # the trainer was interrupted, and nobody knows where the child is
@@ -126,10 +136,10 @@ class Child:
             wall_seconds=time.monotonic() - start,
         )
 
-    def _converse(self, raw: bytes, number: int, limits: Limits, streams, cpu_start: float) -> str:
+    def _converse(self, raw: bytes, number: int, may_move: bool, limits: Limits, streams, cpu_start: float) -> str:
         """Send the turn, wait for its frame, and return the error text in it (empty: none)."""
         nonce, reply = os.urandom(16), b""
-        message = HEADER.pack(nonce, number, len(raw)) + raw
+        message = HEADER.pack(nonce, number, may_move, len(raw)) + raw
         poll = select.poll()
         start, waited = time.monotonic(), self._waited()
         while True:
@@ -142,7 +152,7 @@ class Child:
                 if not part:
                     raise _Killed(_how_it_died(self._keeper.wait(self.pid)))
                 reply += part
-                error = _parse(reply, nonce)
+                error = _parse(reply, nonce, may_move)
                 if error is not None:
                     return error
             for stream in streams:
@@ -227,13 +237,15 @@ def _write(fd: int, data: bytes) -> int:
         channel.detach()
 
 
-def _parse(reply: bytes, nonce: bytes) -> str | None:
+def _parse(reply: bytes, nonce: bytes, may_move: bool) -> str | None:
     """The error text of a complete frame, None while it is incomplete; anything else is a forgery."""
     if len(reply) < FRAME.size and nonce.startswith(reply[:16]):
         return None
     if len(reply) >= FRAME.size:
         echo, sign, size = FRAME.unpack_from(reply)
         text = reply[FRAME.size :]
+        if may_move and (echo, sign) == (nonce, b"?"):
+            raise _Moved
         if echo == nonce and sign in b"+-" and size <= 4 * MAX_ERROR and len(text) <= size:
             if len(text) < size:
                 return None

@@ -28,14 +28,15 @@ class Session:
     """The turns of one rollout in one child: variables live from turn to turn, unseen by other sessions.
 
     A turn that is killed loses only itself: before the next one, the earlier turns run again in a fresh
-    child. Made by :meth:`Sandbox.session`.
+    child. So it is too where a turn asks for more than its server has. Made by :meth:`Sandbox.session`.
     """
 
-    def __init__(self, link: Link, limits: Limits) -> None:
-        self._link, self._limits = link, limits
-        self._child: Child | None = link.spawn()
+    def __init__(self, links: list[Link], limits: Limits) -> None:
+        self._link, *self._heavier = links
+        self._limits = limits
+        self._child: Child | None = self._link.spawn()
         self._turns: list[tuple[int, str]] = []  # those that ended by themselves
-        self._number, self._lock = 0, threading.Lock()
+        self._number, self._lock, self._closing = 0, threading.Lock(), False
 
     def run(self, code: str) -> ExecutionResult:
         """Run one turn of Python source; the result holds nothing of earlier turns.
@@ -50,27 +51,43 @@ class Session:
             if os.getpid() != self._link.owner:
                 raise SandboxUnavailable("this process was forked from the session's owner: make a Sandbox of its own")
             self._number += 1
-            if not self._child.usable:
-                self._replay()
-            result = self._child.turn(code, self._number, self._limits)
-            if self._child.usable:
-                self._turns.append((self._number, code))
-            return result
+            return self._run(code, self._number)
+
+    def _run(self, code: str, number: int) -> ExecutionResult:
+        if self._heavier and any(name in code for name in self._heavier[0].preload):
+            self._move()
+        elif not self._child.usable:
+            self._replay()
+        result = self._child.turn(code, number, self._limits, may_move=bool(self._heavier))
+        if result is None:
+            self._move()
+            result = self._child.turn(code, number, self._limits)
+        if self._child.usable:
+            self._turns.append((number, code))
+        return result
+
+    def _move(self) -> None:
+        """Go on in a child of the server that has more."""
+        self._link, *self._heavier = self._heavier
+        self._replay()
 
     def _replay(self) -> None:
-        self._child.close()
-        self._child = self._link.spawn()
+        self._begin_anew()
         for number, code in self._turns:
             self._child.turn(code, number, self._limits)
             if not self._child.usable:  # it does not end as it did before: start empty rather than half
                 self._turns.clear()
-                self._child.close()
-                self._child = self._link.spawn()
-                return
+                return self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self._child.close()
+        self._child = self._link.spawn()
+        if self._closing:
+            self._child.end()
 
     def close(self) -> None:
         """Kill the child, also under a turn that runs in another thread. May be called again."""
-        child = self._child
+        self._closing, child = True, self._child
         if child is not None:
             child.end()
         with self._lock:  # that turn has come back: its descriptors may go now
@@ -116,22 +133,39 @@ class Sandbox:
             raise ValueError(f'Sandbox: confinement is {confinement!r}: give "full" or "unconfined"')
         _check_platform(confinement)
         self.limits, self.workers = limits, workers
-        self._link = Link(limits, workers, confinement, tuple(preload))
+        self._links: list[Link] = []  # the lightest first
         try:
-            self.protection = self._measure(confinement)
+            self._start(confinement, tuple(preload))
+            for link in self._links:
+                self.protection = self._measure(confinement, link)
         except BaseException:
             self.close()
             raise
 
-    def _measure(self, confinement: str) -> Protection:
+    def _start(self, confinement: str, preload: tuple[str, ...]) -> None:
+        """A server with little in it, whose children are cheap, and one with ``preload``, for those that ask for it.
+
+        Where children cannot read a file, and so import nothing, one server that has everything is enough.
+        """
+        kinds = dict.fromkeys([(), preload])
+        with ThreadPoolExecutor(len(kinds)) as pool:
+            started = [pool.submit(Link, self.limits, self.workers, confinement, kind) for kind in kinds]
+        self._links = [link.result() for link in started if not link.exception()]
+        for link in started:
+            link.result()
+        while len(self._links) > 1 and not self._links[0].hello["reads"]:
+            self._links.pop(0).close()
+
+    def _measure(self, confinement: str, link: Link) -> Protection:
         """Let the canaries fly; refuse to go on if one of them got through."""
-        hello = self._link.hello
-        with victims(platform.machine()) as (snippet, found):
-            result = self.run(snippet)
+        hello = link.hello
+        with victims(platform.machine()) as (snippet, found), Session([link], self.limits) as session:
+            result = session.run(snippet)
         tier = hello["tier"] if confinement == "full" else "unconfined"
         protection = judge(tier, result.stdout, found, tuple(hello["notes"]))
         if confinement == "unconfined":
-            print(UNCONFINED, file=sys.stderr)
+            if link is self._links[-1]:
+                print(UNCONFINED, file=sys.stderr)
         elif protection.allowed:
             missing = "; ".join(f"{act} (stopped by {ACTS[act]})" for act in protection.allowed)
             raise SandboxUnavailable(f"snippets could: {missing}. {REMEDY} {result.error}")
@@ -145,11 +179,8 @@ class Sandbox:
         Raises:
             SandboxUnavailable: the sandbox itself is broken.
         """
-        child = self._link.spawn()
-        try:
-            return child.turn(code, 0, self.limits)
-        finally:
-            child.close()
+        with self.session() as session:
+            return session._run(code, 0)
 
     def map(self, codes: Iterable[str]) -> list[ExecutionResult]:
         """Run many snippets, ``workers`` at a time; results in the order of ``codes``."""
@@ -158,11 +189,12 @@ class Sandbox:
 
     def session(self) -> Session:
         """A child that keeps its variables from turn to turn; use it as a context manager, or close it."""
-        return Session(self._link, self.limits)
+        return Session(self._links, self.limits)
 
     def close(self) -> None:
-        """End the server and every child. May be called again."""
-        self._link.close()
+        """End the servers and every child. May be called again."""
+        for link in self._links:
+            link.close()
 
     def __enter__(self) -> Sandbox:
         return self
@@ -201,7 +233,7 @@ def run_code(code: str, limits: Limits = Limits()) -> ExecutionResult:
     """
     with _shared_lock:
         sandbox = _shared.get(limits)
-        if sandbox is None or not sandbox._link.alive:
+        if sandbox is None or not all(link.alive for link in sandbox._links):
             sandbox = _shared[limits] = Sandbox(limits)
     return sandbox.run(code)
 

@@ -37,7 +37,7 @@ class Link:
     """
 
     def __init__(self, limits: Limits, spares: int, confinement: str, preload: tuple[str, ...]) -> None:
-        self._lock, self._number, self.owner = threading.Lock(), 0, os.getpid()
+        self._lock, self._number, self.owner, self.preload = threading.Lock(), 0, os.getpid(), preload
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket = ours
         keep = {k: v for k, v in os.environ.items() if k in ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")}

@@ -180,7 +180,7 @@ def main(fd: int) -> None:
         cage.prepare(roots)
         server = Server(link, config, cage, roots)
         order = [] if fixed else ["the order of a set of types may differ from trainer to trainer"]
-        hello = {"tier": cage.tier, "notes": cage.notes + order}
+        hello = {"tier": cage.tier, "notes": cage.notes + order, "reads": cage.reads}
         warm.seed()
         harness.prepare()
         gc.collect()

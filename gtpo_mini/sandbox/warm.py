@@ -12,6 +12,10 @@ import sys
 import sysconfig
 import warnings
 
+LIGHT = """
+bisect cmath collections.abc copy datetime decimal enum fractions functools heapq itertools json math numbers operator
+random re site statistics string time typing"""
+
 STANDARD = """
 abc argparse array ast asyncio base64 binascii bisect builtins calendar cmath collections.abc
 concurrent.futures contextlib copy csv ctypes dataclasses datetime decimal difflib encodings.ascii
@@ -52,7 +56,7 @@ def warm(site: list[str], preload: list[str], everything: bool) -> list[str]:
 
     Args:
         site: folders of third-party packages.
-        preload: modules to import where they are installed.
+        preload: modules to import where they are installed; with none, only a few of the standard library are.
         everything: also the rest of the standard library and all parts of ``preload``, for children that
             cannot read a file.
 
@@ -66,7 +70,7 @@ def warm(site: list[str], preload: list[str], everything: bool) -> list[str]:
     sys.path += [path for path in site if path not in sys.path]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for name in [*STANDARD.split(), *preload]:
+        for name in [*LIGHT.split(), *(STANDARD.split() if preload or everything else ()), *preload]:
             with contextlib.suppress(ImportError):
                 importlib.import_module(name)
         for name, code in (("numpy", NUMPY), ("sympy", SYMPY)):

@@ -30,8 +30,12 @@ def box():
         yield sandbox
 
 
-@pytest.fixture(scope="session")
-def tight(outside):
-    """A sandbox with short limits, for hostile use. After `outside`: its secrets must not get in."""
-    with Sandbox(LIMITS) as sandbox:
+@pytest.fixture(scope="session", params=[(), ("numpy", "sympy")], ids=["light", "heavy"])
+def tight(request, outside):
+    """A sandbox with short limits, for hostile use. After `outside`: its secrets must not get in.
+
+    With nothing to preload all runs in children of the light server, and imports come from disk; otherwise what
+    imports more than that server has moves to the other's.
+    """
+    with Sandbox(LIMITS, preload=request.param) as sandbox:
         yield sandbox

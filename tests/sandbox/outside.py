@@ -115,14 +115,14 @@ class Outside:
 
 
 def strangers(sandbox: Sandbox) -> list[str]:
-    """Processes in the fork server's session that are neither it nor a child of it: daemons that got away."""
-    server, found = sandbox._link._process.pid, []
+    """Processes in a fork server's session that are neither it nor a child of it: daemons that got away."""
+    servers, found = [link._process.pid for link in sandbox._links], []
     for name in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):
             text = Path(f"/proc/{name}/stat").read_text()
             state, parent, _, session = text.rpartition(")")[2].split()[:4]
-            ours = int(name) == server or int(parent) == server
-            if int(session) == server and not ours and state != "Z":
+            ours = int(name) in servers or int(parent) in servers
+            if int(session) in servers and not ours and state != "Z":
                 found.append(text)
     return found
 

@@ -25,15 +25,19 @@ ORDINARY = [
 ]
 
 
+def servers(sandbox: Sandbox) -> list[int]:
+    return [link._process.pid for link in sandbox._links]
+
+
 def session_pids(sandbox: Sandbox) -> dict[int, str]:
-    """State of each process in the fork server's session, zombies too."""
+    """State of each process in the fork servers' sessions, zombies too."""
     found = {}
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
             parts = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()
         except OSError:
             continue
-        if int(parts[3]) == sandbox._link._process.pid:
+        if int(parts[3]) in servers(sandbox):
             found[int(name)] = parts[0]
     return found
 
@@ -41,10 +45,9 @@ def session_pids(sandbox: Sandbox) -> dict[int, str]:
 def state(sandbox: Sandbox) -> dict[str, int]:
     """What could grow."""
     gc.collect()
-    server = sandbox._link._process.pid
     return {
         "descriptors": len(os.listdir("/proc/self/fd")),
-        "server's descriptors": len(os.listdir(f"/proc/{server}/fd")),
+        "servers' descriptors": sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in servers(sandbox)),
         "processes": len(session_pids(sandbox)),
         "threads": threading.active_count(),
         "temporary files": sum(name.startswith("gtpo-mini-") for name in os.listdir(tempfile.gettempdir())),
@@ -69,7 +72,7 @@ def check_no_growth(executions: int) -> None:
     with Sandbox(limits) as sandbox:
         run_many(sandbox, 100)
         time.sleep(0.3)
-        before, mib = state(sandbox), [memory("self"), memory(sandbox._link._process.pid)]
+        before, mib = state(sandbox), [memory(pid) for pid in ("self", *servers(sandbox))]
         run_many(sandbox, executions)
         for code in ("while True: pass", "import os; os._exit(1)", "while True: print('x' * 999)"):
             with sandbox.session() as session:
@@ -80,7 +83,7 @@ def check_no_growth(executions: int) -> None:
             time.sleep(0.1)
         assert {k: v for k, v in after.items() if v > before[k]} == {}
         assert "Z" not in session_pids(sandbox).values()
-        grown = [memory("self") - mib[0], memory(sandbox._link._process.pid) - mib[1]]
+        grown = [memory(pid) - old for pid, old in zip(("self", *servers(sandbox)), mib, strict=True)]
         assert max(grown) < 4, f"MiB: {grown}"
 
 
@@ -134,7 +137,7 @@ sessions[0].run(busy)
 threading.Thread(target=sessions[1].run, args=("while True: pass",), daemon=True).start()
 threading.Thread(target=sessions[2].run, args=("import time; time.sleep(99)",), daemon=True).start()
 {more}
-print(sandbox._link._process.pid, flush=True)
+print(*(link._process.pid for link in sandbox._links), flush=True)
 time.sleep(60)
 """
 # A forked copy of the trainer (a data loader's worker) holds the server's socket open.
@@ -146,14 +149,14 @@ def test_a_killed_trainer_leaves_no_process(more):
     trainer = subprocess.Popen(
         [sys.executable, "-c", TRAINER.format(more=more)], stdout=subprocess.PIPE, text=True, start_new_session=True
     )
-    server = int(trainer.stdout.readline())
+    roots = trainer.stdout.readline().split()
     time.sleep(0.3)
-    children = Path(f"/proc/{server}/task/{server}/children").read_text().split()
+    children = [pid for root in roots for pid in Path(f"/proc/{root}/task/{root}/children").read_text().split()]
     assert len(children) >= 5
     trainer.send_signal(signal.SIGKILL)
     trainer.wait()
     deadline = time.monotonic() + 1
-    pids = [server, *map(int, children)]
+    pids = [int(pid) for pid in (*roots, *children)]
     while any(map(alive, pids)) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert [pid for pid in pids if alive(pid)] == []
@@ -166,7 +169,7 @@ def test_a_killed_server_leaves_no_child_and_says_so(box):
     sandbox = Sandbox(workers=1)
     sessions = [sandbox.session() for _ in range(3)]
     pids = [session._child.pid for session in sessions]
-    os.kill(sandbox._link._process.pid, signal.SIGKILL)
+    os.kill(servers(sandbox)[0], signal.SIGKILL)
     deadline = time.monotonic() + 2
     while any(map(alive, pids)) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -236,16 +239,18 @@ def test_no_folder_is_left_and_sandboxes_share_one():
 
 
 def test_the_process_group_of_the_trainer_is_not_the_server_s(box):
-    assert os.getpgid(box._link._process.pid) != os.getpgid(0)
+    assert all(os.getpgid(pid) != os.getpgid(0) for pid in servers(box))
 
 
 def test_a_sandbox_that_is_forgotten_is_ended():
-    code = "from gtpo_mini.sandbox import Sandbox\ns = Sandbox()\nx = s.session()\nprint(s._link._process.pid)"
+    code = "from gtpo_mini.sandbox import Sandbox\ns = Sandbox()\nx = s.session()\n"
+    code += "print(*(link._process.pid for link in s._links))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    pids = [int(pid) for pid in done.stdout.split()]
     deadline = time.monotonic() + 1
-    while alive(int(done.stdout)) and time.monotonic() < deadline:
+    while any(map(alive, pids)) and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert not alive(int(done.stdout))
+    assert pids and not any(map(alive, pids))
 
 
 def test_closing_a_session_during_its_turn_harms_no_other(box):

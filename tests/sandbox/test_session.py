@@ -48,6 +48,35 @@ def test_a_killed_turn_loses_only_itself(code, tight):
         assert after.ok and after.stdout == "2 True\n"
 
 
+MORE = {
+    "by name": "import numpy as np\nprint(int(np.arange(x).sum()))",
+    "by a name that is made": "np = __import__('num' + 'py')\nprint(int(np.arange(x).sum()))",
+    "in a thread": "import threading\nt = threading.Thread(target=exec, args=('import asyncio',))\nt.start()\n"
+    "t.join()\nimport numpy as np\nprint(int(np.arange(x).sum()))",
+    "where nothing may be caught": "print('printed once')\ntry:\n    import numpy as np\nexcept BaseException:\n"
+    "    pass\nprint(int(np.arange(x).sum()))",
+}
+
+
+@pytest.mark.parametrize("code", MORE.values(), ids=MORE.keys())
+def test_a_turn_that_asks_for_more_moves_with_what_was_before(code, box):
+    with box.session() as session:
+        assert session.run("import random\nx = random.randrange(9, 99)\nprint(x)").ok
+        assert session._heavier or len(box._links) == 1
+        x = int(session.run("print(x)").stdout)
+        assert session.run(code).stdout.splitlines()[-1] == str(x * (x - 1) // 2)
+        assert not session._heavier and session.run("print(x)").stdout == f"{x}\n"
+
+
+def test_what_a_snippet_says_of_moving_is_worth_one_move(box):
+    """It shares its process with the code that asks: a false word moves it, and then ends it."""
+    forged = "import gc\nfor more in gc.get_objects():\n    if type(more).__name__ == 'More':\n"
+    forged += "        more.nonce = more.nonce or b'x' * 16\n        more.find_spec()\n"
+    result = box.run(forged)
+    assert not result.ok and "not its own" in result.error
+    assert box.run("print(6 * 7)").stdout == "42\n"
+
+
 def test_a_session_that_cannot_be_replayed_starts_empty(tight):
     once = "import time\nif time.time() > {}: time.sleep(99)\nx = 1"
     with tight.session() as session:
