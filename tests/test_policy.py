@@ -259,3 +259,45 @@ def _scaled(output):
 def test_own_models_come_in_by_the_class(random_policy):
     policy = Policy(random_policy.model, random_policy.tokenizer, "mine")
     assert policy.context_length == 4096 and policy.eos_ids == {random_policy.tokenizer.eos_token_id}
+
+
+@pytest.mark.parametrize(
+    "kind, changes",
+    [
+        ("llama", {}),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}, "attention_bias": True},
+        ),
+        ("qwen2", {}),
+        ("qwen3", {}),
+        ("mistral", {}),
+    ],
+    ids=["llama", "llama, scaled", "qwen2", "qwen3", "mistral"],
+)
+@pytest.mark.parametrize("lora_rank", [None, 4])
+def test_the_fast_pass_is_the_model_s_own(kind, changes, lora_rank, tmp_path):
+    policy = load_policy(save_model(tmp_path, kind, **changes), device="cpu", lora_rank=lora_rank)
+    if lora_rank:
+        for name, weight in policy.model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, std=0.2)  # an adapter that changes something
+    ids, positions = torch.randint(0, len(policy.tokenizer), (3, 40)), torch.arange(40).expand(3, 40)
+    mask = torch.full((3, 1, 40, 40), torch.finfo(torch.float32).min).triu(1)
+    with torch.no_grad():
+        fast = policy.fast_decoder()(ids, positions, mask, None)
+        assert (fast - policy.hidden_states(ids, use_cache=False)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    "kind, changes",
+    [
+        ("gpt_neox", {}),
+        ("olmo2", {}),  # the same names of parts, used in another order
+        ("granite", {"residual_multiplier": 0.5, "logits_scaling": 1.0}),  # and here with one number more
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}),
+    ],
+    ids=["gpt_neox", "olmo2", "granite", "llama, dynamic"],
+)
+def test_where_the_fast_pass_would_differ_the_model_s_own_is_taken(kind, changes, tmp_path):
+    assert load_policy(save_model(tmp_path, kind, **changes), device="cpu").fast_decoder() is None
