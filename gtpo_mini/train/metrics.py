@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -32,8 +33,7 @@ def mean(values: Sequence[float]) -> float:
 def describe_rollouts(rollouts: Sequence[Trajectory], correct: Sequence[bool]) -> dict[str, float]:
     """Rates and means over R rollouts, the keys being the same whatever happened.
 
-    ``rollout/guesses`` is the share of answers that no tool output holds: a policy that stops using its tool
-    shows there first.
+    ``rollout/guesses``, answers that no tool output holds, shows first that a policy stops using its tool.
     """
     turns = [turn for rollout in rollouts for turn in rollout.turns]
     calls = [turn for turn in turns if turn.calls_tool]
@@ -59,15 +59,13 @@ def describe_advantages(
     """Mean advantage of right and of wrong rollouts' turns, by turn index (the sixth holds all later ones too),
     and of the turns with an invalid call; 0 where there is no such turn.
     """
-    found: dict[str, list[float]] = {
-        f"advantage/{kind}_turn_{j}": [] for kind in ("right", "wrong") for j in range(1, _TURNS + 1)
-    }
-    invalid = []
+    keys = [f"advantage/{kind}_turn_{j}" for kind in ("right", "wrong") for j in range(1, _TURNS + 1)]
+    found: dict[str, list[float]] = {key: [] for key in (*keys, "advantage/invalid_calls")}
     for rollout, right, advantages_N in zip(rollouts, correct, advantages, strict=True):
         for j, (turn, advantage) in enumerate(zip(rollout.turns, advantages_N, strict=True), 1):
             found[f"advantage/{'right' if right == 1 else 'wrong'}_turn_{min(j, _TURNS)}"].append(advantage)
-            invalid += [advantage] if turn.invalid_call else []
-    return {**{key: mean(values) for key, values in found.items()}, "advantage/invalid_calls": mean(invalid)}
+            found["advantage/invalid_calls"] += [advantage] if turn.invalid_call else []
+    return {key: mean(values) for key, values in found.items()}
 
 
 def describe_step(
@@ -136,44 +134,38 @@ def _command() -> str:
 def open_trackers(wanted: Sequence[str | GeneralTracker], folder: Path | None) -> list[GeneralTracker]:
     """TensorBoard, Weights & Biases and others by the names that accelerate knows, or `GeneralTracker` objects.
 
-    Raises:
-        ValueError: an unknown name, a tracker whose package is not installed, or one that needs a folder and has none.
+    A ValueError names a tracker that is unknown, not installed, or needs a folder and has none.
 
     >>> open_trackers(["tensorbored"], folder=None)
     Traceback (most recent call last):
     ValueError: unknown tracker 'tensorbored'; known: aim, clearml, comet_ml, dvclive, mlflow, swanlab, tensorboard, \
 trackio, wandb
     """
-    found: list[GeneralTracker] = []
     if wanted:
         PartialState()  # the trackers' own log messages ask it which process they are in
-    for name in wanted:
-        if isinstance(name, GeneralTracker):
-            found.append(name)
-            continue
-        if name not in LOGGER_TYPE_TO_CLASS:
-            raise ValueError(f"unknown tracker {name!r}; known: {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}")
-        if name not in map(str, get_available_trackers()):
-            raise ValueError(f"tracker {name!r}: its package is not installed; pip install {name}")
-        kind = LOGGER_TYPE_TO_CLASS[name]
-        if kind.requires_logging_directory and folder is None:
-            raise ValueError(f"tracker {name!r} writes files: give the run an output folder")
-        found.append(kind("gtpo_mini", **({"logging_dir": str(folder)} if kind.requires_logging_directory else {})))
-    return found
+    return [found if isinstance(found, GeneralTracker) else _tracker(found, folder) for found in wanted]
+
+
+def _tracker(name: str, folder: Path | None) -> GeneralTracker:
+    if name not in LOGGER_TYPE_TO_CLASS:
+        raise ValueError(f"unknown tracker {name!r}; known: {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}")
+    if name not in map(str, get_available_trackers()):
+        raise ValueError(f"tracker {name!r}: its package is not installed; pip install {name}")
+    kind = LOGGER_TYPE_TO_CLASS[name]
+    if not kind.requires_logging_directory:
+        return kind("gtpo_mini")
+    if folder is None:
+        raise ValueError(f"tracker {name!r} writes files: give the run an output folder")
+    return kind("gtpo_mini", logging_dir=str(folder))
 
 
 @functools.cache
-def cpu_model() -> str:
-    """The processor's name, and its numbers where the name says little: bits of a result may depend on the model.
-
-    >>> cpu_model() != ""
-    True
-    """
+def _cpu_model() -> str:
+    """The processor's name, and its numbers where the name says little: bits of a result may depend on the model."""
     facts: dict[str, str] = {}
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines():
-            key, _, value = line.partition(":")
-            facts[key.strip()] = value.strip()
+        first, _, _ = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")
+        facts = dict(re.findall(r"^(.*?)\s*: ?(.*?)\s*$", first, re.MULTILINE))
     parts = [facts.get("model name") or platform.processor() or platform.machine()]
     parts += [f"{key} {facts[key]}" for key in ("cpu family", "model") if key in facts]
     parts += [f"torch uses {torch.backends.cpu.get_cpu_capability()}"]
@@ -192,6 +184,6 @@ def run_header(config: TrainConfig, policy_name: str, task_name: str, device: st
         "command": _command(),
         "commit": _commit(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-        "device": torch.cuda.get_device_name() if device.startswith("cuda") else f"cpu ({cpu_model()})",
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else f"cpu ({_cpu_model()})",
         "threads": torch.get_num_threads(),
     }

@@ -6,7 +6,7 @@ import functools
 import random
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,7 @@ class Trainer:
     """Trains a policy on a task.
 
     Args:
-        policy, task: what learns, and from what.
-        config: how.
+        policy, task, config: what learns, from what, and how.
         output: folder for ``metrics.jsonl`` (a header, one line a step, a footer), ``checkpoints`` and, at the end,
             ``policy``; None writes nothing.
         protocol: how turns are written; None takes fenced code.
@@ -92,8 +91,7 @@ class Trainer:
     def train(self, footer: Callable[[], dict] | None = None) -> list[dict[str, Any]]:
         """Run all steps; returns the metrics of each, which are also written as they come.
 
-        Args:
-            footer: called at the end; what it returns closes ``metrics.jsonl`` (an evaluation, say).
+        What ``footer`` returns, called at the end, closes ``metrics.jsonl`` (an evaluation, say).
 
         Raises:
             ValueError: a prompt that does not fit; a grader or credit assignment that fails; an output folder with
@@ -121,11 +119,7 @@ class Trainer:
         return run.history
 
     def step(self, engine: RolloutEngine, step: int) -> dict[str, Any]:
-        """One step on fresh rollouts; returns its metrics.
-
-        Raises:
-            ValueError, TrainingStopped: as in `train`.
-        """
+        """One step on fresh rollouts; returns its metrics, and raises as `train` does."""
         config, clock = self.config, [time.perf_counter()]
         with self.run.sampling():
             rollouts = engine.generate(self.problems(step), config.group_size, seed=config.seed * 10**6 + step)
@@ -136,9 +130,14 @@ class Trainer:
         found = self.update(rollouts, advantages, step)
         clock.append(time.perf_counter())
         self.last = (rollouts, rewards, advantages)
-        self._record_rollouts(step, correct)
+        if self.transcripts is not None:
+            discounted = isinstance(config.credit, Credit) and config.credit.returns
+            returns = [turn_returns(row, config.credit.gamma) for row in rewards] if discounted else None
+            earned = (correct, rewards, advantages, returns)
+            record_rollouts(self.transcripts, step, rollouts, *earned, self.policy, config.group_size)
         metrics = describe_step(step, rollouts, correct, rewards, advantages, config.group_size, found, clock)
-        self._warn(metrics, rollouts)
+        for text in self._doubts(metrics, rollouts):
+            warnings.warn(f"step {step} of {credit_name(config.credit)}: {text}", stacklevel=2)
         self.run.log(metrics)
         self.update.check(step)
         return metrics
@@ -147,29 +146,18 @@ class Trainer:
         """The problems of a step: all of the task's in a fresh order each epoch, fixed by the seed."""
         count, total = self.config.problems_per_step, len(self.task.problems)
         places = [divmod(place, total) for place in range(step * count, (step + 1) * count)]
-        orders = {epoch: _order(self.config.seed, epoch, total) for epoch, _ in places}
-        return [self.task.problems[orders[epoch][index]] for epoch, index in places]
+        return [self.task.problems[_order(self.config.seed, epoch, total)[index]] for epoch, index in places]
 
-    def _record_rollouts(self, step: int, correct: Sequence[bool | float]) -> None:
-        if self.transcripts is None:
-            return
-        (rollouts, rewards, advantages), credit = self.last, self.config.credit
-        returns = None
-        if isinstance(credit, Credit) and credit.returns:
-            returns = [turn_returns(rewards_N, credit.gamma) for rewards_N in rewards]
-        earned = (rewards, advantages, returns)
-        record_rollouts(self.transcripts, step, rollouts, correct, *earned, self.policy, self.config.group_size)
-
-    def _warn(self, metrics: dict[str, Any], rollouts: Sequence[Trajectory]) -> None:
-        """Of what makes a run worthless in silence."""
-        config, found = self.config, []
+    def _doubts(self, metrics: dict[str, Any], rollouts: Sequence[Trajectory]) -> Iterator[str]:
+        """What makes a run worthless in silence."""
+        config = self.config
         if metrics["group/silent"] == 1.0:
-            found.append(
+            yield (
                 "teaches nothing: every group's rollouts got the same reward (accuracy "
                 f"{metrics['reward/outcome']:.2f}); the problems are too hard or too easy for this policy"
             )
         if metrics["rollout/truncated"] > 0.5:
-            found.append(
+            yield (
                 f"{metrics['rollout/truncated']:.0%} of the rollouts were cut off before they ended; raise "
                 f"max_turn_tokens ({config.max_turn_tokens}) or max_context ({config.max_context})"
             )
@@ -177,7 +165,7 @@ class Trainer:
             texts = [turn.text for rollout in rollouts for turn in rollout.turns]
             others = [name for name in PROTOCOLS if any(load_protocol(name).read(text).code for text in texts)]
             hint = f"; its turns hold calls of protocol {others[0]!r}" if others else ""
-            found.append(
+            yield (
                 f"none of {len(rollouts)} rollouts called the tool{hint}; likely cause: protocol "
                 f"{self.protocol.name!r} is not the one this model was taught (known: {', '.join(PROTOCOLS)}), or the "
                 "model needs a cold start (imitate)"
@@ -185,12 +173,10 @@ class Trainer:
         # Rounding alone gives 1e-6 in float32, and 0.01 or so where 16 bits flow through the model.
         gap, usual = metrics["loss/sampler_mismatch"], 1e-4 if self.policy.dtype == torch.float32 else 0.1
         if gap > usual:
-            found.append(
+            yield (
                 f"the update sees another policy than the one that sampled, by {gap:.2g} nats a token (rounding: up to "
                 f"{usual:g}); does the model compute otherwise token by token, or in training?"
             )
-        for text in found:
-            warnings.warn(f"step {metrics['step']} of {credit_name(config.credit)}: {text}", stacklevel=3)
 
 
 @functools.lru_cache(maxsize=4)

@@ -38,17 +38,10 @@ class Update:
     def __call__(
         self, rollouts: Sequence[Trajectory], advantages: Sequence[Sequence[float]], step: int
     ) -> dict[str, float]:
-        """One batch; the loss is a mean over the policy tokens of each (mini)batch.
+        """One batch: the loss is a mean over the policy tokens of each minibatch, whose order ``step`` seeds.
 
-        Args:
-            rollouts, advantages: R rollouts; one list a rollout, one number a turn.
-            step: seeds the order of the minibatches.
-
-        Returns:
-            Metrics, the same keys each time, all finite: a skipped optimiser step adds to ``update/skipped`` only.
-
-        Raises:
-            TrainingStopped: a single rollout does not fit into memory.
+        Returns metrics, the same keys each time and all finite: a skipped optimiser step only adds to
+        ``update/skipped``. `TrainingStopped` is raised where a single rollout does not fit into memory.
         """
         config = self.config
         sums, norms, read, skipped = dict.fromkeys(_SUMS, 0.0), [], 0, 0
@@ -61,9 +54,8 @@ class Update:
         try:
             before = self._tried(self._before, rollouts, order) if config.minibatches > 1 else {}
             for part in range(config.minibatches):
-                found, tokens, norm = self._tried(
-                    self._gradient, rollouts, advantages, order[part :: config.minibatches], before
-                )
+                members = order[part :: config.minibatches]
+                found, tokens, norm = self._tried(self._gradient, rollouts, advantages, members, before)
                 if sampled and all(map(math.isfinite, (norm, *found.values()))):
                     self._apply()
                     self.skipped = 0
@@ -75,24 +67,29 @@ class Update:
                     skipped += 1
         finally:
             self.policy.model.eval()
-        return {
-            **{key: value / max(1, read) for key, value in sums.items()},
-            "grad/norm": mean(norms),
-            "update/skipped": skipped,
-            "update/tokens_per_pass": self.tokens_per_pass,
-        }
+        means = {key: value / max(1, read) for key, value in sums.items()}
+        told = {"grad/norm": mean(norms), "update/skipped": skipped, "update/tokens_per_pass": self.tokens_per_pass}
+        return {**means, **told}
 
     def check(self, step: int) -> None:
-        """Stop a run whose last optimiser steps were all skipped.
-
-        Raises:
-            TrainingStopped: `MAX_SKIPPED` or more in a row; the message names the likely cause.
-        """
-        if self.skipped >= MAX_SKIPPED:
-            raise TrainingStopped(
-                f"step {step}: the loss or its gradient was NaN or infinite in {self.skipped} optimiser steps in a "
-                f"row, which were skipped; likely cause: {self._likely_cause()}"
+        """Raise `TrainingStopped`, with the likely cause, if the last `MAX_SKIPPED` optimiser steps were skipped."""
+        if self.skipped < MAX_SKIPPED:
+            return
+        named = self.policy.model.named_parameters()
+        floats = ((name, weight) for name, weight in named if weight.is_floating_point())
+        broken = next((name for name, weight in floats if not torch.isfinite(weight).all()), None)
+        cause = f"a learning_rate ({self.config.learning_rate:g}) that is too high; lower it or max_grad_norm"
+        if self.policy.dtype == torch.float16:
+            cause = f"numbers too large for float16; use bfloat16 or float32, or {cause}"
+        if broken:
+            cause = (
+                f"the weight {broken} holds NaN or infinity; go on from the last checkpoint, with a lower "
+                "learning_rate, or check the model's files if this was the first step"
             )
+        raise TrainingStopped(
+            f"step {step}: the loss or its gradient was NaN or infinite in {self.skipped} optimiser steps in a row, "
+            f"which were skipped; likely cause: {cause}"
+        )
 
     def _apply(self) -> None:
         try:
@@ -125,6 +122,7 @@ class Update:
             weights = importance_weights(old, sampled, config.importance_cap)  # (M,)
             loss, clipped = clipped_surrogate(logprobs, old, advantage, config.clip_low, config.clip_high)  # (M,)
             total = (weights * loss).sum()
+            sums["loss/policy"] += total.item()
             if config.kl_coefficient:
                 with torch.no_grad(), self.policy.as_reference() as reference:
                     base = token_logprobs(reference, chosen, config.temperature)  # (M,)
@@ -133,7 +131,6 @@ class Update:
                 sums["loss/kl"] += kl.sum().item()
             (total / tokens).backward()
             read += len(logprobs)
-            sums["loss/policy"] += (weights * loss).sum().item()
             sums["loss/clip_fraction"] += clipped.sum().item()
             sums["loss/sampler_mismatch"] += (old - sampled).abs().sum().item()
             sums["policy/entropy"] -= logprobs.sum().item()
@@ -147,8 +144,7 @@ class Update:
         for batch in passes(rollouts, members, self.tokens_per_pass):
             self._now = [rollouts[i] for i in batch]
             logprobs = token_logprobs(self.policy, self._now, self.config.temperature)  # (M,)
-            parts = logprobs.split([sum(rollout.loss_mask) for rollout in self._now])
-            found |= dict(zip(batch, parts, strict=True))
+            found |= zip(batch, logprobs.split([sum(rollout.loss_mask) for rollout in self._now]), strict=True)
         return found
 
     def _tried(self, work: Callable[..., Result], *arguments) -> Result:
@@ -173,14 +169,3 @@ class Update:
             )
         # A pass may be far smaller than what is allowed: halving that would try the same pass again.
         self.tokens_per_pass = max(1, min(self.tokens_per_pass, packed_tokens(self._now)) // 2)
-
-    def _likely_cause(self) -> str:
-        for name, weight in self.policy.model.named_parameters():
-            if weight.is_floating_point() and not bool(torch.isfinite(weight).all()):
-                return (
-                    f"the weight {name} holds NaN or infinity; go on from the last checkpoint, with a lower "
-                    "learning_rate, or check the model's files if this was the first step"
-                )
-        precision = str(self.policy.dtype).removeprefix("torch.")
-        overflow = f"numbers too large for {precision}; use bfloat16 or float32, or " if precision == "float16" else ""
-        return f"{overflow}a learning_rate ({self.config.learning_rate:g}) that is too high; lower it or max_grad_norm"
