@@ -1,8 +1,7 @@
 """Checkpoints of a run: written whole or not at all, and read only if they are whole and of the same run.
 
-A checkpoint is a folder ``step-000020`` (after 20 steps) with ``weights.safetensors`` (what is trained: the adapter, or
-all weights), ``state.pt`` (optimizer, random states, the steps' metrics) and ``manifest.json`` (whose run it is; size
-and SHA-256 of each file). Nothing in it can run code: torch reads ``state.pt`` as plain data.
+A folder ``step-000020`` (after 20 steps) has ``weights.safetensors`` (what is trained), ``state.pt`` (optimizer, random
+states, metrics; read as plain data) and ``manifest.json`` (whose run it is; size and SHA-256 of each file).
 """
 
 from __future__ import annotations

@@ -9,10 +9,9 @@ import re
 import resource
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -22,6 +21,7 @@ from ..credit.credit import group_numbers
 from ..types import StopReason, Trajectory
 from .config import TrainConfig
 
+Rows = Sequence[Sequence[float]]  # one list a rollout, one number a turn
 _TURNS = 6  # turn indices that the metrics tell apart
 
 
@@ -53,9 +53,7 @@ def describe_rollouts(rollouts: Sequence[Trajectory], correct: Sequence[bool]) -
     }
 
 
-def describe_advantages(
-    rollouts: Sequence[Trajectory], correct: Sequence[bool], advantages: Sequence[Sequence[float]]
-) -> dict[str, float]:
+def describe_advantages(rollouts: Sequence[Trajectory], correct: Sequence[float], advantages: Rows) -> dict[str, float]:
     """Mean advantage of right and of wrong rollouts' turns, by turn index (the sixth holds all later ones too),
     and of the turns with an invalid call; 0 where there is no such turn.
     """
@@ -69,33 +67,18 @@ def describe_advantages(
 
 
 def describe_step(
-    step: int,
-    rollouts: Sequence[Trajectory],
-    correct: Sequence[bool | float],
-    rewards: Sequence[Sequence[float]],
-    advantages: Sequence[Sequence[float]],
-    group_size: int,
-    update: Mapping[str, float],
-    clock: Sequence[float],
-) -> dict[str, Any]:
-    """All metrics of a step; ``clock`` reads its beginning, then after rollouts, credit assignment and update."""
+    rollouts: Sequence[Trajectory], correct: Sequence[float], rewards: Rows, advantages: Rows, group_size: int
+) -> dict[str, float]:
+    """The metrics of a step but for the update's: of rollouts, of their turn rewards and advantages, of groups."""
     silent: dict[int, bool] = {}  # a group: has none of its rollouts an advantage
     for group, advantages_N in zip(group_numbers(rollouts, group_size), advantages, strict=True):
         silent[group] = silent.get(group, True) and not any(advantages_N)
-    begin, rolled_out, scored, updated = clock
     return {
-        "step": step,
         **describe_rollouts(rollouts, correct),
         "reward/turn_mean": mean([reward for rewards_N in rewards for reward in rewards_N]),
         **describe_advantages(rollouts, correct, advantages),
         "advantage/mean_abs": mean([abs(a) for advantages_N in advantages for a in advantages_N]),
         "group/silent": mean(list(silent.values())),
-        **update,
-        "time/rollout": rolled_out - begin,
-        "time/score": scored - rolled_out,
-        "time/update": updated - scored,
-        "time/step": updated - begin,
-        "memory/peak_gib": peak_gib(),
     }
 
 

@@ -1,8 +1,7 @@
-"""The record of a run: ``metrics.jsonl`` while it runs, and one compact file for many finished runs.
+"""The record of a run: ``metrics.jsonl`` (header, one line a step, footer), whole after a crash at any moment.
 
-``metrics.jsonl`` has a header, one line a step, and a footer; it is whole after a crash at any moment. A compact file
-(`save_runs`) holds a line of problem ids, then a line a run: its header, the metrics that never changed, a list over
-the steps of each other metric, and its footer, with the outcomes of the evaluations as bits.
+A compact file of many finished runs (`save_runs`) holds a line of problem ids, then a line a run: its header, the
+metrics that never changed, a list of each other metric, and the footer with the evaluations' outcomes as bits.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -47,17 +47,15 @@ def sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep a run's folder, made if it is not there, for this process; the lock ends with it, however it ends.
-
-    A ValueError says that another process is at work there, or that the folder cannot be made.
-    """
+    """Keep a run's folder, made if it is not there, for this process; the lock ends with it, however it ends."""
     where = f"output={str(folder)!r}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder, os.O_RDONLY)
     except OSError as error:
         raise ValueError(f"{where}: cannot be made ({error.strerror}); choose another folder") from error
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, handle)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -66,8 +64,6 @@ def locked(folder: Path) -> Iterator[None]:
         except OSError:
             pass  # some network disks have no locks: one user's runs go there too
         yield
-    finally:
-        os.close(handle)
 
 
 class Record:
@@ -102,14 +98,12 @@ def read_lines(path: Path) -> tuple[list[dict], list[int]]:
     """
     lines, damaged = [], []
     for number, text in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
-        try:
+        with contextlib.suppress(ValueError):
             line = json.loads(text)
-        except ValueError:
-            line = None
-        if isinstance(line, dict) and "kind" in line:
-            lines.append(line)
-        else:
-            damaged.append(number)
+            if isinstance(line, dict) and "kind" in line:
+                lines.append(line)
+                continue
+        damaged.append(number)
     if 1 in damaged or not lines or lines[0]["kind"] != "header":
         raise ValueError(f"{path}: does not begin with a run's header; choose another output folder")
     return lines, damaged
@@ -147,7 +141,7 @@ def read_run(path: str | Path) -> RecordedRun | None:
         lines, damaged = read_lines(Path(path))
     except ValueError:
         return None
-    if damaged or lines[-1].get("kind") != "footer":
+    if damaged or lines[-1]["kind"] != "footer":
         return None
     return _run(lines[0], [line for line in lines if line["kind"] == "step"], lines[-1])
 
@@ -158,13 +152,10 @@ def _run(header: dict, steps: Sequence[dict], footer: dict) -> RecordedRun:
 
 
 def load_runs(path: str | Path) -> list[RecordedRun]:
-    """All finished runs, sorted by arm and seed.
+    """All finished runs, sorted by arm and seed; a ValueError where there is none.
 
     Args:
         path: a ``metrics.jsonl``, a file of `save_runs`, or a folder with any of them at any depth.
-
-    Raises:
-        ValueError: no finished run there.
     """
     path = Path(path)
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*.jsonl*") if p.is_file())
@@ -198,17 +189,15 @@ def save_runs(runs: Sequence[RecordedRun], path: str | Path) -> None:
 
 
 def _pack(run: RecordedRun, problems: dict[tuple[str, ...], int]) -> dict:
-    constant, columns = {}, {}
-    for key in dict.fromkeys(key for step in run.steps for key in step):
-        column = [step.get(key) for step in run.steps]
-        if key.startswith(_CLOCKS):
-            column = [None if value is None else float(f"{value:.4g}") for value in column]
-        if len({json.dumps(value) for value in column}) == 1:
-            constant[key] = column[0]
-        else:
-            columns[key] = column
+    def kept(key: str, value: Any) -> Any:
+        return float(f"{value:.4g}") if key.startswith(_CLOCKS) and value is not None else value
+
+    keys = dict.fromkeys(key for step in run.steps for key in step)
+    columns = {key: [kept(key, step.get(key)) for step in run.steps] for key in keys}
+    constant = {key: column[0] for key, column in columns.items() if len({json.dumps(value) for value in column}) == 1}
+    columns = {key: column for key, column in columns.items() if key not in constant}
     footer = dict(run.footer)
-    for name, evaluation in _evaluations(footer):
+    for name, evaluation in _evaluations(footer).items():
         ids, scores = tuple(evaluation["per_problem"]), list(evaluation["per_problem"].values())
         if all(score in (0.0, 1.0) for score in scores):
             scores = hex(int("1" + "".join(str(int(score)) for score in scores), 2))
@@ -216,8 +205,8 @@ def _pack(run: RecordedRun, problems: dict[tuple[str, ...], int]) -> dict:
     return {"header": run.header, "steps": len(run.steps), "constant": constant, "columns": columns, "footer": footer}
 
 
-def _evaluations(footer: dict) -> list[tuple[str, dict]]:
-    return [(name, found) for name, found in footer.items() if isinstance(found, dict) and "per_problem" in found]
+def _evaluations(footer: dict) -> dict[str, dict]:
+    return {name: found for name, found in footer.items() if isinstance(found, dict) and "per_problem" in found}
 
 
 def _read_compact(path: Path) -> list[RecordedRun]:
@@ -235,7 +224,7 @@ def _unpack(line: dict, problems: list[list[str]]) -> RecordedRun:
         for step, value in zip(steps, column, strict=True):
             if value is not None:
                 step[key] = value
-    for _, evaluation in _evaluations(line["footer"]):
+    for evaluation in _evaluations(line["footer"]).values():
         index, scores = evaluation["per_problem"]
         if isinstance(scores, str):
             scores = [float(bit) for bit in bin(int(scores, 16))[3:]]

@@ -66,16 +66,17 @@ class Run:
         if self.folder is None:
             return
         self.record = Record(self.folder)
-        reason = None
-        if self.folder.exists() and not self.folder.is_dir():
-            reason = "is a file; name a folder"
-        elif (self.folder / "imitation.json").exists():
-            reason = "holds a cold start; choose another folder"
-        elif not resume and (self.record.path.exists() or (self.folder / "checkpoints").exists()):
-            reason = "holds a run already (metrics.jsonl, checkpoints); go on with it by --resume (resume=True), or "
-            reason += "choose another folder"
-        if reason:
-            raise ValueError(f"output={str(folder)!r}: {reason}")
+        begun = self.record.path.exists() or (self.folder / "checkpoints").exists()
+        for holds, fault in (
+            (self.folder.exists() and not self.folder.is_dir(), "is a file; name a folder"),
+            ((self.folder / "imitation.json").exists(), "holds a cold start; choose another folder"),
+            (
+                begun and not resume,
+                "holds a run already; go on with it by --resume (resume=True), or choose another folder",
+            ),
+        ):
+            if holds:
+                raise ValueError(f"output={str(folder)!r}: {fault}")
 
     def __enter__(self) -> Run:
         """Lock the folder, or raise a ValueError if another process is at work there."""
@@ -86,10 +87,7 @@ class Run:
     def begin(
         self, header: dict, identity: dict, policy: Policy, optimizer: torch.optim.Optimizer, update: Update
     ) -> None:
-        """Write the header, or put policy, optimizer and update back as they were after the last checkpoint.
-
-        A folder that holds another run is a ValueError.
-        """
+        """Write the header, or put policy, optimizer and update back as they were after the run's last checkpoint."""
         for tracker in self.trackers:
             tracker.start()
             self._held.callback(tracker.finish)
@@ -118,9 +116,8 @@ class Run:
             for group in optimizer.param_groups:
                 group["lr"] = header["config"]["learning_rate"]
         if damaged:
-            numbers = ", ".join(map(str, damaged))
-            text = f"{self.record.path}: line {numbers} is damaged; steps come from the checkpoint"
-            warnings.warn(text, stacklevel=3)
+            where = f"{self.record.path}: line {', '.join(map(str, damaged))}"
+            warnings.warn(f"{where} is damaged; steps come from the checkpoint", stacklevel=3)
         self.finished = done == wanted and bool(lines) and lines[-1].get("kind") == "footer"
         if not self.finished:
             steps = [{"kind": "step", **metrics} for metrics in self.history]
@@ -185,12 +182,11 @@ class Run:
                 self._save()
             if self._learner is None and self.folder is not None:
                 return  # it had not begun
+            where = "nothing was saved: the run has no output folder"
+            if self.folder is not None:
+                where = "there is no checkpoint yet; --resume begins again"
             if self.saved is not None:
                 where = f"the last checkpoint is {self.saved}; go on from it with --resume"
-            elif self.folder is None:
-                where = "nothing was saved: the run has no output folder"
-            else:
-                where = "there is no checkpoint yet; --resume begins again"
             if isinstance(error, KeyboardInterrupt) and self._steps:
                 done = f"stopped after {len(self.history)} of {self._steps} steps"
                 raise KeyboardInterrupt(f"{done}; {where}") from None

@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,11 @@ from ..tasks.task import Task
 from ..types import Problem, Trajectory
 from .checkpoint import identify
 from .config import TrainConfig
-from .metrics import describe_step, run_header
+from .metrics import describe_step, peak_gib, run_header
 from .run import MAY_CHANGE, Run
 from .update import Update
+
+_PARTS = ("rollout", "score", "update")  # of a step, whose times are told
 
 
 class Trainer:
@@ -35,10 +38,8 @@ class Trainer:
 
     Args:
         policy, task, config: what learns, from what, and how.
-        output: folder for ``metrics.jsonl`` (a header, one line a step, a footer), ``checkpoints`` and, at the end,
-            ``policy``; None writes nothing.
-        protocol: how turns are written; None takes fenced code.
-        sandbox: where code runs; None starts one for the time of `train`.
+        output: folder for ``metrics.jsonl``, ``checkpoints`` and, at the end, ``policy``; None writes nothing.
+        protocol, sandbox: how turns are written (None: fenced code), and where code runs (None: starts one).
         header: more facts for the run's header (its arm, say).
         checkpoint_every: steps from one checkpoint to the next; the last step, Ctrl-C and SIGTERM make one too.
             None: no checkpoints, and no policy at the end.
@@ -47,9 +48,8 @@ class Trainer:
         trackers: names that accelerate knows ("tensorboard", "wandb"): where metrics are sent to as well.
         record_rollouts: write each step's rollouts to ``rollouts.jsonl`` in ``output``, for `rollouts_page`.
 
-    Raises:
-        ValueError: the output folder already holds a run, and ``resume`` is not set; a tracker that is not installed;
-            rollouts to be recorded without a folder.
+    Raises ValueError where ``output`` holds a run and ``resume`` is not set, or is needed and not given; or for a
+    tracker that is not installed.
     """
 
     def __init__(
@@ -94,8 +94,7 @@ class Trainer:
         What ``footer`` returns, called at the end, closes ``metrics.jsonl`` (an evaluation, say).
 
         Raises:
-            ValueError: a prompt that does not fit; a grader or credit assignment that fails; an output folder with
-                another run than the one to go on with, or where another process is at work.
+            ValueError: a prompt that does not fit; a grader or credit that fails; another run or process in ``output``.
             TrainingStopped: out of memory, or NaN, with no way on; the message says why.
             KeyboardInterrupt: Ctrl-C or SIGTERM, after the last finished step is saved.
             RuntimeError: the disk is full; the last checkpoint is whole.
@@ -135,7 +134,10 @@ class Trainer:
             returns = [turn_returns(row, config.credit.gamma) for row in rewards] if discounted else None
             earned = (correct, rewards, advantages, returns)
             record_rollouts(self.transcripts, step, rollouts, *earned, self.policy, config.group_size)
-        metrics = describe_step(step, rollouts, correct, rewards, advantages, config.group_size, found, clock)
+        told = describe_step(rollouts, correct, rewards, advantages, config.group_size)
+        times = {f"time/{part}": b - a for part, (a, b) in zip(_PARTS, pairwise(clock), strict=True)}
+        times |= {"time/step": clock[-1] - clock[0], "memory/peak_gib": peak_gib()}
+        metrics = {"step": step, **told, **found, **times}
         for text in self._doubts(metrics, rollouts):
             warnings.warn(f"step {step} of {credit_name(config.credit)}: {text}", stacklevel=2)
         self.run.log(metrics)
@@ -152,31 +154,27 @@ class Trainer:
         """What makes a run worthless in silence."""
         config = self.config
         if metrics["group/silent"] == 1.0:
-            yield (
-                "teaches nothing: every group's rollouts got the same reward (accuracy "
-                f"{metrics['reward/outcome']:.2f}); the problems are too hard or too easy for this policy"
-            )
+            accuracy = f"{metrics['reward/outcome']:.2f}; the problems are too hard or too easy for this policy"
+            yield f"teaches nothing: every group's rollouts got the same reward (accuracy {accuracy})"
         if metrics["rollout/truncated"] > 0.5:
-            yield (
-                f"{metrics['rollout/truncated']:.0%} of the rollouts were cut off before they ended; raise "
-                f"max_turn_tokens ({config.max_turn_tokens}) or max_context ({config.max_context})"
-            )
+            limits = f"max_turn_tokens ({config.max_turn_tokens}) or max_context ({config.max_context})"
+            yield f"{metrics['rollout/truncated']:.0%} of the rollouts were cut off before they ended; raise {limits}"
         if not self.history and not metrics["rollout/calls"]:
             texts = [turn.text for rollout in rollouts for turn in rollout.turns]
             others = [name for name in PROTOCOLS if any(load_protocol(name).read(text).code for text in texts)]
             hint = f"; its turns hold calls of protocol {others[0]!r}" if others else ""
+            cause = (
+                f"protocol {self.protocol.name!r} is not the one this model was taught (known: {', '.join(PROTOCOLS)})"
+            )
             yield (
-                f"none of {len(rollouts)} rollouts called the tool{hint}; likely cause: protocol "
-                f"{self.protocol.name!r} is not the one this model was taught (known: {', '.join(PROTOCOLS)}), or the "
-                "model needs a cold start (imitate)"
+                f"none of {len(rollouts)} rollouts called the tool{hint}; likely cause: {cause}, or the model needs a "
+                "cold start (imitate)"
             )
         # Rounding alone gives 1e-6 in float32, and 0.01 or so where 16 bits flow through the model.
         gap, usual = metrics["loss/sampler_mismatch"], 1e-4 if self.policy.dtype == torch.float32 else 0.1
         if gap > usual:
-            yield (
-                f"the update sees another policy than the one that sampled, by {gap:.2g} nats a token (rounding: up to "
-                f"{usual:g}); does the model compute otherwise token by token, or in training?"
-            )
+            far = f"{gap:.2g} nats a token (rounding: up to {usual:g})"
+            yield f"the update sees another policy than the one that sampled, by {far}; does it compute otherwise?"
 
 
 @functools.lru_cache(maxsize=4)
