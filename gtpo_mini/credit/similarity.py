@@ -97,11 +97,7 @@ def _parsed(code: str) -> ast.Module | None:
 
 
 def _tokens(code: str) -> list[str]:
-    """Tokens with the reader's own names replaced by v0, v1, ... in order of appearance.
-
-    >>> _tokens("import math\\nside = 2\\nprint(math.sqrt(side))")[6:]
-    ['\\n', 'print', '(', 'math', '.sqrt', '(', 'v0', ')', ')']
-    """
+    """Tokens with the reader's own names replaced by v0, v1, ... in order of appearance."""
     text = _canonical(code).strip()
     kept = _KEPT_NAMES.union(*(re.findall(r"\w+", line) for line in _IMPORT_LINE.findall(text)))
     names: dict[str, str] = {}

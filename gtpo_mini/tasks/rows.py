@@ -93,12 +93,7 @@ def load_json_lines(path: Path, columns: Columns = Columns()) -> tuple[Problem, 
 def problems_from_rows(
     source: str, rows: Iterable[tuple[int, Any]], columns: Columns = Columns(), faults: Sequence[tuple[int, str]] = ()
 ) -> tuple[Problem, ...]:
-    """Problems from (line number, row) pairs; one ValueError names every faulty line, also those of ``faults``.
-
-    >>> problems_from_rows("f", [(1, {"question": "a?", "answer": 2}), (3, {"question": "b?"}), (4, [])])
-    Traceback (most recent call last):
-    ValueError: f: 2 lines cannot be used: line 3 (no 'answer'), line 4 (no object); fix or remove them
-    """
+    """Problems from (line number, row) pairs; one ValueError names every faulty line, also those of ``faults``."""
     problems, faults, seen = [], list(faults), {}
     for number, row in rows:
         try:

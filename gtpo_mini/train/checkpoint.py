@@ -86,11 +86,7 @@ def _code(thing: Any) -> list[str]:
 
 
 def difference(now: dict, then: object) -> str | None:
-    """In words, what sets the identity of one run apart from another's; None if nothing does.
-
-    >>> difference({"task": "a", "config": {"gamma": 1.0}}, {"task": "a", "config": {"gamma": 0.9}})
-    'gamma was 0.9 and is 1.0'
-    """
+    """In words, what sets the identity of one run apart from another's; None if nothing does."""
     if not isinstance(then, dict):
         return "it does not say which run it is of"
     found = []
@@ -107,7 +103,7 @@ class Checkpoints:
     """The checkpoints of one run in ``folder``; ``identity`` says which run, one with another identity is foreign."""
 
     def __init__(self, folder: Path, identity: dict) -> None:
-        self.folder, self.identity = folder, json.loads(json.dumps(identity))
+        self.folder, self.identity = folder, identity
 
     def save(self, step: int, policy: Policy, optimizer: torch.optim.Optimizer, state: dict) -> Path:
         """Write a checkpoint after ``step`` steps, move it to its place, and drop those that are too many.

@@ -91,11 +91,7 @@ class TrainConfig:
 
 
 def translate_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A recorded configuration as `TrainConfig.record` writes it now; older ones held the credit's fields themselves.
-
-    >>> translate_config({"method": "grpo", "rewards": None, "gamma": 0.9, "steps": 2})["credit"]["rewards"]
-    'trajectory'
-    """
+    """A recorded configuration as `TrainConfig.record` writes it now; older ones held the credit's fields."""
     if "method" not in config:
         return dict(config)
     names = [field.name for field in fields(Credit)]

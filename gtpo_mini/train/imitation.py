@@ -32,6 +32,8 @@ from .loss import token_logprobs
 from .metrics import run_header
 
 Texts = Generator[str, ExecutionResult | None, None]
+#: A task with how many problems and samples to try, or a file of traces in its place.
+Sources = tuple[Task | None, str | None, int, int]
 
 
 def make_trace(problem: Problem, turns: Texts, chat: Chat, sandbox: Sandbox) -> Trajectory:
@@ -134,11 +136,9 @@ def sample_traces(
             kept[texts] = rollout
             counts[rollout.problem.id] += 1
     if not kept:
-        found = ", ".join(f"{count} with {reason}" for reason, count in reasons.most_common())
-        raise ValueError(
-            f"rejection sampling kept none of {len(rollouts)} rollouts ({found}); give more problems or samples, an "
-            "easier task, or traces of your own (--traces)"
-        )
+        found = f"{len(rollouts)} rollouts ({', '.join(f'{n} with {reason}' for reason, n in reasons.most_common())})"
+        fix = "give more problems or samples, an easier task, or traces of your own (--traces)"
+        raise ValueError(f"rejection sampling kept none of {found}; {fix}")
     return list(kept.values())
 
 
@@ -200,17 +200,9 @@ def _backward(policy: Policy, batch: Sequence[Trajectory], tokens_per_pass: int 
 
 
 def imitate_into(
-    folder: Path,
-    policy: Policy,
-    protocol: ToolProtocol,
-    config: TrainConfig,
-    sources: tuple[Task | None, str | None, int, int],
-    batch: int,
+    folder: Path, policy: Policy, protocol: ToolProtocol, config: TrainConfig, sources: Sources, batch: int
 ) -> tuple[list[Trajectory], list[float]]:
-    """A cold start into a new folder: ``traces.jsonl``, ``policy`` and ``imitation.json``; returns traces and losses.
-
-    ``sources``: a task with how many problems and samples to try, or a file of traces in its place.
-    """
+    """A cold start into a new folder: ``traces.jsonl``, ``policy``, ``imitation.json``; returns traces and losses."""
     task, file, problems, samples = sources
     folder.mkdir(parents=True, exist_ok=True)
     with Sandbox() as sandbox:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..policy.model import Policy
@@ -15,7 +16,7 @@ _CHUNK_LOGITS = 2**24  # logits held at a time: 64 MiB in float32
 _PAYS = 0.85  # packing costs some sorting of tokens: it must save more than that
 
 
-def token_logprobs(policy: Policy, trajectories: Sequence[Trajectory], temperature: float = 1.0) -> torch.Tensor:
+def token_logprobs(policy: Policy, trajectories: Sequence[Trajectory], temperature: float = 1.0) -> Tensor:
     """Log-probabilities of all M policy tokens, rollout after rollout, at the sampler's temperature: (M,) float32.
 
     A prompt that several rollouts share is run once where that saves work (`Packing`).
@@ -29,7 +30,7 @@ def token_logprobs(policy: Policy, trajectories: Sequence[Trajectory], temperatu
     else:
         hidden_MD, targets_M = _padded_states(policy, trajectories)
 
-    def of_chunk(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def of_chunk(hidden: Tensor, targets: Tensor) -> Tensor:
         logits = policy.logits(hidden) if temperature == 1.0 else policy.logits(hidden) / temperature  # (m, V)
         return logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)  # (m,)
 
@@ -41,7 +42,7 @@ def token_logprobs(policy: Policy, trajectories: Sequence[Trajectory], temperatu
     return torch.cat([checkpoint(of_chunk, h, t, use_reentrant=False) for h, t in parts])
 
 
-def _padded_states(policy: Policy, trajectories: Sequence[Trajectory]) -> tuple[torch.Tensor, torch.Tensor]:
+def _padded_states(policy: Policy, trajectories: Sequence[Trajectory]) -> tuple[Tensor, Tensor]:
     """The state before each policy token (M, D) and the token (M,), by one pass over rollouts padded on the right.
 
     In a causal model what comes after a token cannot touch it: no attention mask is needed.
@@ -55,20 +56,11 @@ def _padded_states(policy: Policy, trajectories: Sequence[Trajectory]) -> tuple[
 
 
 def clipped_surrogate(
-    logprobs: torch.Tensor,
-    old_logprobs: torch.Tensor,
-    advantages: torch.Tensor,
-    clip_low: float = 0.2,
-    clip_high: float = 0.28,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_low: float = 0.2, clip_high: float = 0.28
+) -> tuple[Tensor, Tensor]:
     """The loss of each token (M,), -min(ratio A, clip(ratio, 1 - low, 1 + high) A), and where the clip was active (M,).
 
     Source: [D]; the paper's clip range is unknown; 0.2 / 0.28 are DAPO's.
-
-    >>> now, old = torch.log(torch.tensor([0.5, 0.9])), torch.log(torch.tensor([0.5, 0.5]))
-    >>> loss, clipped = clipped_surrogate(now, old, torch.tensor([1.0, 1.0]))
-    >>> [round(x, 2) for x in loss.tolist()], clipped.tolist()
-    ([-1.0, -1.28], [False, True])
     """
     ratio = (logprobs - old_logprobs).exp()  # (M,)
     plain = ratio * advantages  # (M,)
@@ -76,13 +68,10 @@ def clipped_surrogate(
     return -torch.minimum(plain, clipped), clipped < plain
 
 
-def importance_weights(logprobs: torch.Tensor, sampled: torch.Tensor, cap: float | None) -> torch.Tensor:
+def importance_weights(logprobs: Tensor, sampled: Tensor, cap: float | None) -> Tensor:
     """How much likelier the trainer finds a token than the sampler did, at most ``cap`` (M,); 1 where that is None.
 
     Truncated importance sampling [D], for where the two compute differently; in float32 all weights are 1.
-
-    >>> importance_weights(torch.log(torch.tensor([0.2, 0.9])), torch.log(torch.tensor([0.4, 0.1])), cap=2.0)
-    tensor([0.5000, 2.0000])
     """
     if cap is None:
         return torch.ones_like(logprobs)

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers import AutoTokenizer
 
 from ..policy.load import base_of, policy_folder, put_adapter, quiet, read_model
-from .record import Record, clear_disk_errors
+from .record import clear_disk_errors, read_lines
 
 _SHOWN = ("reward/outcome", "reward/turn_mean", "rollout/turns", "rollout/tokens", "policy/entropy")
 _CARD = Path(__file__).resolve().parents[1] / "assets" / "card.md"  # a Jinja template
@@ -36,8 +36,8 @@ def merge(adapter: str | Path, output: str | Path, base: str | None = None) -> P
     lines, cold = [], None
     with contextlib.suppress(OSError, ValueError):
         cold = json.loads((adapter.parent / "imitation.json").read_text(encoding="utf-8"))
-    with contextlib.suppress(ValueError):  # some other metrics.jsonl
-        lines, _ = Record(adapter.parent).read()
+    with contextlib.suppress(FileNotFoundError, ValueError):  # none, or some other metrics.jsonl
+        lines, _ = read_lines(adapter.parent / "metrics.jsonl")
     new = output.with_name(output.name + ".writing")
     with clear_disk_errors(output), quiet():
         shutil.rmtree(new, ignore_errors=True)
@@ -49,11 +49,7 @@ def merge(adapter: str | Path, output: str | Path, base: str | None = None) -> P
 
 
 def model_card(base: str, lines: list[dict], cold: dict | None = None) -> ModelCard:
-    """The card of a merged model, from the lines of ``metrics.jsonl`` and a cold start's ``imitation.json``.
-
-    >>> print(model_card("org/small", []).text.splitlines()[0])
-    # small, trained by GTPO
-    """
+    """The card of a merged model, from the lines of ``metrics.jsonl`` and a cold start's ``imitation.json``."""
     header = lines[0] if lines else {}
     method = "GRPO" if str(header.get("arm", "gtpo")).startswith("grpo") else "GTPO"
     method = "cold start" if cold and not lines else method

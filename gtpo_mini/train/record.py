@@ -30,10 +30,8 @@ def clear_disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise RuntimeError(
-            f"cannot write {path}: {error}; what was written before is whole: free some disk space (or use another "
-            "output folder), then go on with --resume"
-        ) from error
+        fix = "free some disk space (or use another output folder), then go on with --resume"
+        raise RuntimeError(f"cannot write {path}: {error}; what was written before is whole: {fix}") from error
 
 
 def sync(path: Path) -> None:
@@ -66,29 +64,20 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-class Record:
-    """The lines of a run's ``metrics.jsonl``, in the run's folder."""
+def append_line(path: Path, kind: str, line: dict) -> None:
+    """Add a line to a ``metrics.jsonl``; only the last one can be half a line, where the process was killed."""
+    with clear_disk_errors(path), path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"kind": kind, **line}) + "\n")
 
-    def __init__(self, folder: str | Path) -> None:
-        self.path = Path(folder) / "metrics.jsonl"
 
-    def append(self, kind: str, line: dict) -> None:
-        """Add a line; only the last line of a file can be half a line, where the process was killed."""
-        with clear_disk_errors(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"kind": kind, **line}) + "\n")
-
-    def rewrite(self, lines: list[dict]) -> None:
-        """Put ``lines`` in place of the whole file, in one move: a crash leaves the old file or the new one."""
-        new = self.path.with_name(self.path.name + ".new")
-        with clear_disk_errors(self.path):
-            new.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-            sync(new)
-            new.replace(self.path)
-            sync(self.path.parent)
-
-    def read(self) -> tuple[list[dict], list[int]]:
-        """As `read_lines`; nothing where there is no file."""
-        return read_lines(self.path) if self.path.exists() else ([], [])
+def rewrite_lines(path: Path, lines: list[dict]) -> None:
+    """Put ``lines`` in place of the whole file, in one move: a crash leaves the old file or the new one."""
+    new = path.with_name(path.name + ".new")
+    with clear_disk_errors(path):
+        new.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        sync(new)
+        new.replace(path)
+        sync(path.parent)
 
 
 def read_lines(path: Path) -> tuple[list[dict], list[int]]:

@@ -19,7 +19,7 @@ from ..policy.model import Policy
 from ..rollout.memory import TrainingStopped
 from .checkpoint import Checkpoints, difference
 from .metrics import open_trackers
-from .record import Record, clear_disk_errors, locked
+from .record import append_line, clear_disk_errors, locked, read_lines, rewrite_lines
 from .update import Update
 
 #: Settings that a run may go on with changed: they touch neither what is drawn nor what is asked for.
@@ -65,8 +65,8 @@ class Run:
         self.trackers = open_trackers(trackers, self.folder)
         if self.folder is None:
             return
-        self.record = Record(self.folder)
-        begun = self.record.path.exists() or (self.folder / "checkpoints").exists()
+        self.record = self.folder / "metrics.jsonl"
+        begun = self.record.exists() or (self.folder / "checkpoints").exists()
         for holds, fault in (
             (self.folder.exists() and not self.folder.is_dir(), "is a file; name a folder"),
             ((self.folder / "imitation.json").exists(), "holds a cold start; choose another folder"),
@@ -97,13 +97,11 @@ class Run:
         self._learner = (policy, optimizer, update)
         header, identity = json.loads(json.dumps([{"kind": "header", **header, "identity": identity}, identity]))
         self.checkpoints = Checkpoints(self.folder / "checkpoints", identity)
-        lines, damaged = self.record.read()
+        lines, damaged = read_lines(self.record) if self.record.exists() else ([], [])
         first = lines[0] if lines else header
         if other := difference(identity, first.get("identity")):
-            raise ValueError(
-                f"{self.record.path}: holds another run than the one to go on with: {other}; use the settings it was "
-                "begun with, or another output folder"
-            )
+            fix = "use the settings it was begun with, or another output folder"
+            raise ValueError(f"{self.record}: holds another run than the one to go on with: {other}; {fix}")
         done, wanted = 0, header["config"]["steps"]
         self.saved = self.checkpoints.newest()
         if self.saved is not None:
@@ -116,12 +114,12 @@ class Run:
             for group in optimizer.param_groups:
                 group["lr"] = header["config"]["learning_rate"]
         if damaged:
-            where = f"{self.record.path}: line {', '.join(map(str, damaged))}"
+            where = f"{self.record}: line {', '.join(map(str, damaged))}"
             warnings.warn(f"{where} is damaged; steps come from the checkpoint", stacklevel=3)
         self.finished = done == wanted and bool(lines) and lines[-1].get("kind") == "footer"
         if not self.finished:
             steps = [{"kind": "step", **metrics} for metrics in self.history]
-            self.record.rewrite([self._resumed(first, header, done) if lines or done else header, *steps])
+            rewrite_lines(self.record, [self._resumed(first, header, done) if lines or done else header, *steps])
 
     def remaining(self, steps: int) -> Iterator[int]:
         """The steps that are left, with a bar; between two of them, checkpoints are written and signals heard."""
@@ -152,7 +150,7 @@ class Run:
     def log(self, metrics: dict[str, Any]) -> dict[str, Any]:
         """Keep a step's metrics, which closes the step; returns them."""
         if self.folder is not None:
-            self.record.append("step", metrics)
+            append_line(self.record, "step", metrics)
         self.history.append(metrics)
         self._settled = True
         for tracker in self.trackers:
@@ -171,7 +169,7 @@ class Run:
                 shutil.rmtree(place, ignore_errors=True)
                 new.replace(place)  # all of it or nothing
         if not self.finished:
-            self.record.append("footer", footer)
+            append_line(self.record, "footer", footer)
             self.finished = True
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:

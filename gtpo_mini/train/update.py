@@ -15,7 +15,7 @@ from ..rollout.memory import Result, TrainingStopped, within_memory
 from ..types import Trajectory
 from .config import TrainConfig
 from .loss import clipped_surrogate, importance_weights, token_logprobs
-from .metrics import mean
+from .metrics import Rows, mean
 from .packing import packed_tokens, passes, per_token
 
 MAX_SKIPPED = 3  #: optimiser steps skipped in a row, at which a run stops
@@ -35,9 +35,7 @@ class Update:
         self.skipped = 0  #: optimiser steps skipped in a row
         self._now: list[Trajectory] = []  # of the pass under way
 
-    def __call__(
-        self, rollouts: Sequence[Trajectory], advantages: Sequence[Sequence[float]], step: int
-    ) -> dict[str, float]:
+    def __call__(self, rollouts: Sequence[Trajectory], advantages: Rows, step: int) -> dict[str, float]:
         """One batch: the loss is a mean over the policy tokens of each minibatch, whose order ``step`` seeds.
 
         Returns metrics, the same keys each time and all finite: a skipped optimiser step only adds to
@@ -82,30 +80,22 @@ class Update:
         if self.policy.dtype == torch.float16:
             cause = f"numbers too large for float16; use bfloat16 or float32, or {cause}"
         if broken:
-            cause = (
-                f"the weight {broken} holds NaN or infinity; go on from the last checkpoint, with a lower "
-                "learning_rate, or check the model's files if this was the first step"
+            fix = (
+                "go on from the last checkpoint, with a lower learning_rate; at the first step, check the model's files"
             )
-        raise TrainingStopped(
-            f"step {step}: the loss or its gradient was NaN or infinite in {self.skipped} optimiser steps in a row, "
-            f"which were skipped; likely cause: {cause}"
-        )
+            cause = f"the weight {broken} holds NaN or infinity; {fix}"
+        what = f"the loss or its gradient was NaN or infinite in {self.skipped} optimiser steps in a row"
+        raise TrainingStopped(f"step {step}: {what}, which were skipped; likely cause: {cause}")
 
     def _apply(self) -> None:
         try:
             self.optimizer.step()
         except torch.OutOfMemoryError as error:  # some weights may have changed: to do it again would not be exact
-            raise TrainingStopped(
-                "out of GPU memory while the optimiser changes the weights; train a LoRA adapter (lora_rank) or a "
-                "smaller one, or a smaller model"
-            ) from error
+            fix = "train a LoRA adapter (lora_rank) or a smaller one, or a smaller model"
+            raise TrainingStopped(f"out of GPU memory while the optimiser changes the weights; {fix}") from error
 
     def _gradient(
-        self,
-        rollouts: Sequence[Trajectory],
-        advantages: Sequence[Sequence[float]],
-        members: Sequence[int],
-        before: dict[int, torch.Tensor],
+        self, rollouts: Sequence[Trajectory], advantages: Rows, members: Sequence[int], before: dict[int, torch.Tensor]
     ) -> tuple[dict[str, float], int, float]:
         """The clipped gradient of one (mini)batch; returns sums over its tokens, their number, and the norm."""
         config = self.config
@@ -122,7 +112,6 @@ class Update:
             weights = importance_weights(old, sampled, config.importance_cap)  # (M,)
             loss, clipped = clipped_surrogate(logprobs, old, advantage, config.clip_low, config.clip_high)  # (M,)
             total = (weights * loss).sum()
-            sums["loss/policy"] += total.item()
             if config.kl_coefficient:
                 with torch.no_grad(), self.policy.as_reference() as reference:
                     base = token_logprobs(reference, chosen, config.temperature)  # (M,)
@@ -131,6 +120,7 @@ class Update:
                 sums["loss/kl"] += kl.sum().item()
             (total / tokens).backward()
             read += len(logprobs)
+            sums["loss/policy"] += (weights * loss).sum().item()
             sums["loss/clip_fraction"] += clipped.sum().item()
             sums["loss/sampler_mismatch"] += (old - sampled).abs().sum().item()
             sums["policy/entropy"] -= logprobs.sum().item()
@@ -152,20 +142,16 @@ class Update:
         begin = self.tokens_per_pass
         result = within_memory(functools.partial(work, *arguments), self._halve)
         if self.tokens_per_pass < begin:
-            warnings.warn(
-                f"out of GPU memory: tokens_per_pass goes from {begin} to {self.tokens_per_pass} for the rest of the "
-                "run, and this update was computed again; nothing is lost but time",
-                stacklevel=4,
-            )
+            change = f"tokens_per_pass goes from {begin} to {self.tokens_per_pass} for the rest of the run"
+            warnings.warn(f"out of GPU memory: {change}; this update was computed again", stacklevel=4)
         return result
 
     def _halve(self) -> None:
         self.optimizer.zero_grad()
         if len(self._now) < 2:
-            raise TrainingStopped(
-                f"out of GPU memory in a pass of one rollout ({sum(len(r.token_ids) for r in self._now)} tokens); "
-                "use gradient_checkpointing, a shorter max_context or max_turn_tokens, a 4-bit base (quantize nf4), "
-                "a smaller LoRA rank or a smaller model"
-            )
+            fix = "use gradient_checkpointing, a shorter max_context or max_turn_tokens, a 4-bit base (quantize nf4), "
+            fix += "a smaller LoRA rank or a smaller model"
+            size = sum(len(rollout.token_ids) for rollout in self._now)
+            raise TrainingStopped(f"out of GPU memory in a pass of one rollout ({size} tokens); {fix}")
         # A pass may be far smaller than what is allowed: halving that would try the same pass again.
         self.tokens_per_pass = max(1, min(self.tokens_per_pass, packed_tokens(self._now)) // 2)
