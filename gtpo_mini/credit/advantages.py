@@ -71,7 +71,9 @@ def gtpo_advantages(
     rollouts = list(turn_rewards)
     if not rollouts:
         raise ValueError("turn_rewards must hold at least one rollout, got an empty batch")
-    problems = _problems(groups, len(rollouts))
+    problems: list[Hashable] = [0] * len(rollouts) if groups is None else list(groups)
+    if (count := len(problems)) != len(rollouts):
+        raise ValueError(f"groups must name one problem a rollout: expected {len(rollouts)} entries, got {count}")
     returns = [_returns(f"turn_rewards[{i}]", rewards, gamma) for i, rewards in enumerate(rollouts)]
 
     sets: dict[Hashable, list[tuple[int, int]]] = {}  # what is normalised together: (rollout, turn) places
@@ -138,10 +140,3 @@ def _standardise(values: Sequence[float], reference: Sequence[float], eps: float
     if not all(math.isfinite(value) for value in result):
         raise ValueError("turn_rewards differ too much: an advantage is no finite number; scale them down")
     return result
-
-
-def _problems(groups: Sequence[int] | None, count: int) -> list[Hashable]:
-    problems = [0] * count if groups is None else list(groups)
-    if len(problems) != count:
-        raise ValueError(f"groups must name one problem a rollout: expected {count} entries, got {len(problems)}")
-    return problems

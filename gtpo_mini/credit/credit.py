@@ -16,9 +16,6 @@ from .rewards import trajectory_reward, turn_rewards
 from .shaping import shape_outcomes, turn_potentials
 from .similarity import SIMILARITIES, load_similarity
 
-REWARDS = ("turn", "trajectory", "accuracy")
-SHAPING = ("outcome", "potential")
-
 Assigned = tuple[list[list[float]], list[list[float]]]  #: turn rewards and turn advantages: one list a rollout
 #: (rollouts, correct, group_size) -> (turn rewards, turn advantages)
 CreditAssignment = Callable[[Sequence[Trajectory], Sequence[float], int], Assigned]
@@ -45,7 +42,8 @@ class Credit:
     format_penalty: float = 0.1  #: taken from a turn with an invalid call, at least 0
 
     def __post_init__(self) -> None:
-        choices = {"rewards": REWARDS, "normalize": NORMALIZE, "shaping": SHAPING, "similarity": SIMILARITIES}
+        choices = {"rewards": ("turn", "trajectory", "accuracy"), "shaping": ("outcome", "potential")}
+        choices |= {"normalize": NORMALIZE, "similarity": SIMILARITIES}
         for field, known in choices.items():
             if getattr(self, field) not in known:
                 raise ValueError(f"{field} must be one of {', '.join(known)}, got {getattr(self, field)!r}")

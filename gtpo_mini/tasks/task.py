@@ -98,14 +98,11 @@ def check_task(task: Task) -> TaskCheck:
             continue
         if task.grade(problem, problem.answer) < 1:
             gold_fails.append(problem.id)
-        wrong_passes += [(problem.id, wrong) for wrong in _mutated(problem.answer) if task.grade(problem, wrong) == 1]
+        mutated = [problem.answer[: len(problem.answer) // 2], "no idea", ""]
+        if (number := as_number(problem.answer)) is not None:
+            mutated = [f"{number + 1:f}", f"{10 * number + 7:f}", f"{-number - 1:f}", ""]
+        wrong_passes += [(problem.id, wrong) for wrong in mutated if task.grade(problem, wrong) == 1]
     return TaskCheck(len(task.problems), tuple(no_gold), tuple(gold_fails), tuple(wrong_passes))
-
-
-def _mutated(gold: str) -> list[str]:
-    if (number := as_number(gold)) is None:
-        return [gold[: len(gold) // 2], "no idea", ""]
-    return [f"{number + 1:f}", f"{10 * number + 7:f}", f"{-number - 1:f}", ""]
 
 
 def _branching(split: str, size: int = 2048, seed: int = 0, steps: int = 3, ask: str = "count") -> Task:
