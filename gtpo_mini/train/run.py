@@ -66,14 +66,12 @@ class Run:
         if self.folder is None:
             return
         self.record = self.folder / "metrics.jsonl"
+        again = "go on with it by --resume (resume=True), or choose another folder"
         begun = self.record.exists() or (self.folder / "checkpoints").exists()
         for holds, fault in (
             (self.folder.exists() and not self.folder.is_dir(), "is a file; name a folder"),
             ((self.folder / "imitation.json").exists(), "holds a cold start; choose another folder"),
-            (
-                begun and not resume,
-                "holds a run already; go on with it by --resume (resume=True), or choose another folder",
-            ),
+            (begun and not resume, f"holds a run already; {again}"),
         ):
             if holds:
                 raise ValueError(f"output={str(folder)!r}: {fault}")
