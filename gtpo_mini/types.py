@@ -1,7 +1,6 @@
-"""The nouns of the project, frozen: what flows from a problem to an advantage.
+"""The nouns, frozen: ``Problem -> Trajectory (turns, token ids) -> turn rewards -> advantages``.
 
-``Problem -> Trajectory (turns, token ids) -> turn rewards -> advantages``. A reward is never stored in a
-trajectory, so that it can never be overwritten by an advantage.
+A reward is never stored in a trajectory, so that it can never be overwritten by an advantage.
 """
 
 from __future__ import annotations
@@ -29,11 +28,7 @@ class StopReason(StrEnum):
 
 @dataclass(frozen=True)
 class Problem:
-    """One question with its gold answer.
-
-    >>> Problem(id="1", question="What is 6 * 7?", answer="42").answer
-    '42'
-    """
+    """One question with its gold answer."""
 
     id: str
     question: str
@@ -73,30 +68,23 @@ class Turn:
     def invalid_call(self) -> bool:
         """True if the turn makes a call that cannot be read, or whose code did not run to its end.
 
-        >>> Turn("...", code="1/0", result=ExecutionResult(ok=False, error="ZeroDivisionError")).invalid_call
-        True
-        >>> Turn("The answer is 4.").invalid_call
-        False
+        >>> Turn("...", code="1/0", result=ExecutionResult(ok=False)).invalid_call, Turn("It is 4.").invalid_call
+        (True, False)
         """
         return self.malformed or (self.result is not None and not self.result.ok)
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """One rollout as one growing list of token ids (T tokens, N turns); nothing is ever encoded twice.
-
-    ``loss_mask[t]`` is 1 where the policy sampled token t, 0 for the prompt and for tool output.
-    ``turn_index[t]`` is the turn that token t belongs to (tool output belongs to the turn that asked for
-    it), -1 for the prompt. ``logprobs[t]`` is the sampler's log-probability of a policy token, else 0.
-    """
+    """One rollout as one growing list of token ids (T tokens, N turns); nothing is ever encoded twice."""
 
     problem: Problem
-    token_ids: tuple[int, ...]  # (T,)
+    token_ids: tuple[int, ...]  #: (T,)
     prompt_length: int
-    loss_mask: tuple[int, ...]  # (T,)
-    turn_index: tuple[int, ...]  # (T,)
-    logprobs: tuple[float, ...]  # (T,)
-    turns: tuple[Turn, ...]  # (N,)
+    loss_mask: tuple[int, ...]  #: (T,): 1 where the policy sampled the token, 0 for the prompt and for tool output
+    turn_index: tuple[int, ...]  #: (T,): the token's turn (tool output: the turn that asked for it), -1: the prompt
+    logprobs: tuple[float, ...]  #: (T,): the sampler's log-probability of a policy token, else 0
+    turns: tuple[Turn, ...]  #: (N,)
     stop: StopReason
     answer: str | None = None  #: the final answer as the policy wrote it
 

@@ -95,7 +95,7 @@ MUTANTS = [
     # Runs and checkpoints
     Mutant("resume under any settings", "train/trainer.py", "if name not in MAY_CHANGE}", 'if name == "credit"}', RUN),
     Mutant("smaller passes forgotten", "train/run.py", 'update.tokens_per_pass = min(update.tokens_per_pass, state["tokens_per_pass"])', "pass", RUN),
-    Mutant("the record is written over", "train/record.py", 'new = self.path.with_name(self.path.name + ".new")', "new = self.path", RUN),
+    Mutant("the record is written over", "train/record.py", 'new = path.with_name(path.name + ".new")', "new = path", RUN),
     Mutant("a half-written checkpoint is taken", "train/checkpoint.py", 'if _size_and_hash(place / name) != manifest["files"][name]:', "if False:", RUN),
     Mutant("numpy's state is not put back", "train/checkpoint.py", "    np.random.set_state((kind", "    tuple((kind", RUN),
     Mutant("the optimiser begins anew", "train/checkpoint.py", 'optimizer.load_state_dict(state.pop("optimizer"))', 'state.pop("optimizer")', RUN),
@@ -106,7 +106,7 @@ MUTANTS = [
     Mutant("two processes in one folder", "train/record.py", "fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass", RUN),
     Mutant("an interrupt saves nothing", "train/run.py", "if isinstance(error, KeyboardInterrupt | ValueError) and self._settled:", "if False:", RUN),
     Mutant("half a step is saved", "train/run.py", "        self._settled = False\n", "        self._settled = True\n", RUN),
-    Mutant("a second footer", "train/run.py", "        if not self.finished:\n            self.record.append", "        if True:\n            self.record.append", RUN),
+    Mutant("a second footer", "train/run.py", "        if not self.finished:\n            append_line(", "        if True:\n            append_line(", RUN),
     Mutant("metrics of a damaged line are lost", "train/run.py", 'self.history = state["history"]', 'self.history = [{k: v for k, v in line.items() if k != "kind"} for line in lines if line["kind"] == "step"][:done]', RUN),
     # Comparison and tasks
     Mutant("runs paired by order", "experiments/compare.py", "[(run, theirs[seed]) for seed, run in _by_seed(runs, arm).items() if seed in theirs]", "list(zip(_by_seed(runs, arm).values(), theirs.values()))", COMPARE),

@@ -219,6 +219,7 @@ def test_tensors_and_arrays_are_lists_of_numbers_too():
 
 def test_names_of_arms():
     assert credit_name(ARMS["grpo"]) == "grpo" and credit_name(centred) == "centred"
+    assert credit_name(Credit(gamma=0.3)) == "Credit" and credit_name(max) == "max"
     assert len({credit_name(credit) for credit in ARMS.values()}) == len(ARMS)  # no two arms are the same
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gtpo_mini.tasks.branching import TraceNoise, draw_problems, write_trace
-from gtpo_mini.tasks.grading import same_answer
+from gtpo_mini.tasks.grading import generator_accepts, same_answer
 from gtpo_mini.tasks.task import Task, check_task, load_task
 from gtpo_mini.types import Problem
 
@@ -80,6 +80,7 @@ def test_traces_without_noise_solve_and_noisy_ones_mostly_do_not(sandbox):
         ("42", "42.0", True),
         ("1430", "1,430", True),
         ("5", "$5", True),
+        ("1430", "$1,430.", True),
         ("3/4", "0.75", True),
         ("781/960", r"\frac{781}{960}", True),
         ("42", "43", False),
@@ -294,6 +295,10 @@ def test_an_own_task_needs_a_list_and_perhaps_a_grader():
 @pytest.mark.parametrize("name", ["gcd", "coin_flip", "countdown", "graph_color", "n_queens", "game_of_life_halting"])
 def test_generators_grade_gold_answers_right_and_others_wrong(name):
     assert check_task(load_task(f"reasoning_gym:{name}", size=4)).ok
+
+
+def test_a_generator_s_answer_may_be_written_as_another_number():
+    assert generator_accepts("gcd", {"answer": "6", "metadata": {}}, " 6.0 ")
 
 
 @pytest.mark.parametrize("name", ["countdown", "puzzle24", "string_insertion", "spiral_matrix", "simple_integration"])

@@ -1,7 +1,4 @@
-"""From turn rewards to advantages: discounted returns, then every reading of the normalisation.
-
-Pure Python, so that each number can be checked by hand and any trainer can use it.
-"""
+"""From turn rewards to advantages: discounted returns, then every reading of the normalisation, in plain Python."""
 
 from __future__ import annotations
 
@@ -20,19 +17,14 @@ def turn_returns(rewards: Sequence[float], gamma: float) -> list[float]:
         rewards: N >= 1 turn rewards, in the order of the turns.
         gamma: discount a turn (not a token), in [0, 1].
 
-    Returns:
-        N returns. With gamma < 1 an early turn of a correct rollout gets less: 0.9^5 = 0.59 at six turns.
-
-    Raises:
-        ValueError: an empty rollout, NaN, infinity, gamma outside [0, 1], or a sum too large for a float.
-
+    Returns: N returns. With gamma < 1 an early turn of a correct rollout gets less: 0.9^5 = 0.59 at six turns.
+    Raises: ValueError for an empty rollout, NaN, infinity, gamma outside [0, 1], or a sum too large for a float.
     Source: [B], [C] (Eq. 6; gamma = 0.9 is what [C] calls the paper's optimum).
 
     >>> turn_returns([0.0, 0.0, 1.0], gamma=0.5)
     [0.25, 0.5, 1.0]
     """
-    gamma = finite_number("gamma", gamma, low=0.0, high=1.0)
-    return _returns("rewards", rewards, gamma)
+    return _returns("rewards", rewards, finite_number("gamma", gamma, low=0.0, high=1.0))
 
 
 def gtpo_advantages(
@@ -44,7 +36,7 @@ def gtpo_advantages(
 ) -> list[list[float]]:
     """Turn-level advantages: A_ij = (R_ij - mean) / std (Eq. 7), std being the population's.
 
-    Over which set mean and std are taken is disputed, so it is a setting:
+    Over which set mean and std are taken is disputed, so it is a setting, ``normalize``:
 
     - "group": all turns of all rollouts of one problem; is GRPO when every rollout has one turn
     - "batch": all turns of all rollouts of the batch; ``groups`` is checked but plays no part
@@ -54,28 +46,21 @@ def gtpo_advantages(
     Args:
         turn_rewards: one inner list a rollout, of N_i >= 1 turn rewards; the lengths may differ.
         gamma: discount a turn, in [0, 1].
-        normalize: "group", "batch", "turn" or "first".
         groups: ``groups[i]`` names rollout i's problem; None: all rollouts are of one problem.
         eps: a set whose std is below this has no spread, and all that it normalises gets 0. It is never
             added to the std, so that a set with spread comes out with a std of exactly 1.
 
-    Returns:
-        Advantages in the shape of ``turn_rewards``; all policy tokens of a turn share the turn's.
-
-    Raises:
-        ValueError: no rollout, an empty rollout, NaN, infinity, gamma outside [0, 1], an unknown
-            ``normalize``, ``groups`` of another length, eps below 0, or a result too large for a float.
-
+    Returns: advantages in the shape of ``turn_rewards``; all policy tokens of a turn share the turn's.
+    Raises: ValueError for no rollout, an empty one, a number that is not finite or out of its range, an unknown
+        ``normalize``, ``groups`` of another length, or a result too large for a float.
     Source: [B], [C] (Eq. 7). The set: "group" and "batch" one re-implementation each, "turn" and "first"
-    public variants. The threshold eps: [D].
+        public variants. The threshold eps: [D].
 
-    Returns [0.5, 1], [0]: mean 0.5, so the first turn of the correct rollout gets nothing:
+    Returns [0.5, 1], [0]: mean 0.5, so the first turn of the correct rollout gets nothing. First returns 0.5 and 0:
+    mean 0.25, std 0.25, and the last turn is three of them above the mean.
 
     >>> [[round(a, 3) for a in row] for row in gtpo_advantages([[0.0, 1.0], [0.0]], gamma=0.5)]
     [[0.0, 1.225], [-1.225]]
-
-    First returns 0.5 and 0: mean 0.25, std 0.25, and the last turn is three of them above the mean:
-
     >>> gtpo_advantages([[0.0, 1.0], [0.0]], gamma=0.5, normalize="first")
     [[1.0, 3.0], [-1.0]]
     """
@@ -86,7 +71,9 @@ def gtpo_advantages(
     rollouts = list(turn_rewards)
     if not rollouts:
         raise ValueError("turn_rewards must hold at least one rollout, got an empty batch")
-    problems = _problems(groups, len(rollouts))
+    problems: list[Hashable] = [0] * len(rollouts) if groups is None else list(groups)
+    if (count := len(problems)) != len(rollouts):
+        raise ValueError(f"groups must name one problem a rollout: expected {len(rollouts)} entries, got {count}")
     returns = [_returns(f"turn_rewards[{i}]", rewards, gamma) for i, rewards in enumerate(rollouts)]
 
     sets: dict[Hashable, list[tuple[int, int]]] = {}  # what is normalised together: (rollout, turn) places
@@ -109,15 +96,10 @@ def grpo_advantages(rewards: Sequence[float], groups: Sequence[int] | None = Non
 
     Args:
         rewards: one reward a rollout.
-        groups: ``groups[i]`` names rollout i's problem; None: all rollouts are of one problem.
-        eps: a group whose population std is below this has no spread, and its rollouts get 0.
+        groups, eps: as in `gtpo_advantages`.
 
-    Returns:
-        One advantage a rollout, for every policy token of it.
-
-    Raises:
-        ValueError: no rollout, NaN, infinity, ``groups`` of another length, or eps below 0.
-
+    Returns: one advantage a rollout, for every policy token of it.
+    Raises: ValueError for no rollout, NaN, infinity, ``groups`` of another length, or eps below 0.
     Source: [B]. The threshold eps: [D].
 
     One of two is correct in problem 7; problem 8 is solved by both, which teaches nothing:
@@ -125,16 +107,9 @@ def grpo_advantages(rewards: Sequence[float], groups: Sequence[int] | None = Non
     >>> grpo_advantages([1.0, 0.0, 1.0, 1.0], groups=[7, 7, 8, 8])
     [1.0, -1.0, 0.0, 0.0]
     """
-    eps = finite_number("eps", eps, low=0.0)
+    eps = finite_number("eps", eps, low=0.0)  # a rollout of one turn is its own return, whatever gamma is
     values = finite_numbers("rewards", rewards)
-    problems = _problems(groups, len(values))
-    advantages = [0.0] * len(values)
-    for problem in dict.fromkeys(problems):
-        members = [i for i, other in enumerate(problems) if other == problem]
-        group = [values[i] for i in members]
-        for i, advantage in zip(members, _standardise(group, group, eps), strict=True):
-            advantages[i] = advantage
-    return advantages
+    return [advantage for (advantage,) in gtpo_advantages([[value] for value in values], groups=groups, eps=eps)]
 
 
 def _returns(field: str, rewards: Sequence[float], gamma: float) -> list[float]:
@@ -154,8 +129,7 @@ def _standardise(values: Sequence[float], reference: Sequence[float], eps: float
     # Dividing all by one power of two is exact and keeps the squares of huge or tiny rewards in range.
     exponent = math.frexp(max(abs(value) for value in reference))[1]
     try:
-        scaled = [math.ldexp(value, -exponent) for value in values]
-        basis = [math.ldexp(value, -exponent) for value in reference]
+        scaled, basis = ([math.ldexp(value, -exponent) for value in numbers] for numbers in (values, reference))
         mean = math.fsum(basis) / len(basis)  # fsum: the same bits in any order of the rollouts
         std = math.sqrt(math.fsum((value - mean) ** 2 for value in basis) / len(basis))
         if std == 0.0 or math.ldexp(std, exponent) < eps:
@@ -166,10 +140,3 @@ def _standardise(values: Sequence[float], reference: Sequence[float], eps: float
     if not all(math.isfinite(value) for value in result):
         raise ValueError("turn_rewards differ too much: an advantage is no finite number; scale them down")
     return result
-
-
-def _problems(groups: Sequence[int] | None, count: int) -> list[Hashable]:
-    problems = [0] * count if groups is None else list(groups)
-    if len(problems) != count:
-        raise ValueError(f"groups must name one problem a rollout: expected {count} entries, got {len(problems)}")
-    return problems

@@ -8,33 +8,20 @@ from typing import Any
 
 
 def finite_number(field: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
-    """``value`` as a float (never -0.0), or a ValueError if it is no finite number in [low, high].
-
-    >>> finite_number("gamma", 1.5, low=0, high=1)
-    Traceback (most recent call last):
-    ValueError: gamma must be a finite number in [0, 1], got 1.5
-    """
+    """``value`` as a float (never -0.0), or a ValueError if it is no finite number in [low, high]."""
     try:
         number = math.nan if isinstance(value, str | bytes) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if math.isfinite(number) and low <= number <= high:
         return number + 0.0
-    allowed = "a finite number"
-    if math.isfinite(low) and math.isfinite(high):
-        allowed += f" in [{low:g}, {high:g}]"
-    elif math.isfinite(low):
-        allowed += f" of at least {low:g}"
-    raise ValueError(f"{field} must be {allowed}, got {value!r}")
+    least = f" of at least {low:g}" if math.isfinite(low) else ""
+    allowed = f" in [{low:g}, {high:g}]" if least and math.isfinite(high) else least
+    raise ValueError(f"{field} must be a finite number{allowed}, got {value!r}")
 
 
 def finite_numbers(field: str, values: Iterable[Any], at_least: int = 1) -> list[float]:
-    """``values`` as floats, or a ValueError that names the first that is no finite number, or says that they are few.
-
-    >>> finite_numbers("rewards", [1, float("nan")])
-    Traceback (most recent call last):
-    ValueError: rewards[1] must be a finite number, got nan
-    """
+    """``values`` as floats, or a ValueError that names the first that is no finite number, or that they are few."""
     try:
         entries = None if isinstance(values, str | bytes) else list(values)
     except TypeError:
@@ -55,12 +42,7 @@ def whole_number(field: str, value: Any, low: int, high: int | None = None) -> i
 
 
 def open_fraction(field: str, value: Any) -> float:
-    """``value`` as a float, or a ValueError if it does not lie strictly between 0 and 1.
-
-    >>> open_fraction("confidence", 95)
-    Traceback (most recent call last):
-    ValueError: confidence must lie between 0 and 1 (95 % is 0.95), got 95
-    """
+    """``value`` as a float, or a ValueError if it does not lie strictly between 0 and 1."""
     number = finite_number(field, value)
     if not 0.0 < number < 1.0:
         raise ValueError(f"{field} must lie between 0 and 1 (95 % is 0.95), got {value!r}")

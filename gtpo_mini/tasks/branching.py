@@ -1,8 +1,7 @@
-"""The offline task: branching word problems that take at least three tool turns.
+"""The offline task: branching word problems that take at least three tool turns, and solutions for the cold start.
 
 A step may depend on what the tool printed before ("if the count is even ... if it is odd ..."), so the calls cannot be
-written ahead, and answers go up to many thousands, so they cannot be guessed. The same generator writes imperfect
-solutions for the cold start: a call may be broken or wrong, and may or may not be put right.
+written ahead, and answers go up to many thousands, so they cannot be guessed.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from ..types import Problem
 
 _OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
+_RANGES = {"+": (11, 99), "-": (11, 49), "*": (3, 12)}
 _PHRASES = {
     "+": ("{k} more arrive", "{k} are added", "someone brings another {k}"),
     "-": ("{k} are sold", "{k} get lost", "someone takes away {k}"),
@@ -37,6 +37,9 @@ class Operation:
     def apply(self, count: int) -> int:
         return _OPERATORS[self.symbol](count, self.number)
 
+    def phrase(self, rng: random.Random) -> str:
+        return rng.choice(_PHRASES[self.symbol]).format(k=self.number)
+
 
 @dataclass(frozen=True)
 class Step:
@@ -51,38 +54,28 @@ class Step:
         return {"": True, "even": count % 2 == 0, "large": count > 500}[self.test]
 
     def choose(self, count: int) -> Operation:
-        """The operation this step asks for.
-
-        >>> Step("even", Operation("+", 5), Operation("*", 3)).choose(7)
-        Operation(symbol='*', number=3)
-        """
+        """The operation this step asks for."""
         return self.then if self.test_holds(count) else self.otherwise
 
 
 def _draw_operation(rng: random.Random) -> Operation:
     symbol = rng.choice("++--**")
-    low, high = {"+": (11, 99), "-": (11, 49), "*": (3, 12)}[symbol]
-    return Operation(symbol, rng.randint(low, high))
-
-
-def _phrase(op: Operation, rng: random.Random) -> str:
-    return rng.choice(_PHRASES[op.symbol]).format(k=op.number)
+    return Operation(symbol, rng.randint(*_RANGES[symbol]))
 
 
 def draw_problem(rng: random.Random, steps: int = 3, ask: str = "count") -> Problem:
     """One problem; its ``metadata`` holds start, steps and what is asked, which only the trace writer reads."""
-    start, plan, sentences = rng.randint(50, 199), [], []
+    start = count = rng.randint(50, 199)
+    plan, sentences = [], []
     for index in range(steps):
         test = "" if index == 0 else "even" if index == 1 else rng.choice(("", "even", "large"))
-        then, otherwise = _draw_operation(rng), _draw_operation(rng)
-        plan.append(Step(test, then, otherwise))
-        text = _phrase(then, rng)
+        step = Step(test, _draw_operation(rng), _draw_operation(rng))
+        text = step.then.phrase(rng)
         if test:
             yes, no = _TESTS[test]
-            text = f"if the count is {yes}, {text}; if it is {no}, {_phrase(otherwise, rng)}"
+            text = f"if the count is {yes}, {text}; if it is {no}, {step.otherwise.phrase(rng)}"
         sentences.append(f"Step {index + 1}: {text}.")
-    count = start
-    for step in plan:
+        plan.append(step)
         count = step.choose(count).apply(count)
     thing = rng.choice(_THINGS)
     question = " ".join((f"{rng.choice(_NAMES)} has {start} {thing}.", *sentences, _ASKS[ask].format(thing=thing)))
@@ -106,14 +99,9 @@ def answer_from(count: str, ask: str) -> str:
 def draw_problems(
     size: int, split: str = "train", seed: int = 0, steps: int = 3, ask: str = "count"
 ) -> tuple[Problem, ...]:
-    """``size`` different problems. The hash of its text decides a problem's split, so no draw can mix them.
+    """``size`` different problems of 3 to 8 ``steps``; the hash of its text puts one in eight into the test split.
 
-    Args:
-        size: number of problems, at least 1.
-        split: "train" (seven in eight of all problems) or "test" (the eighth).
-        seed: of the draw.
-        steps: operations a problem, 3 to 8.
-        ask: "count", which nobody guesses, or "parity" (even or odd), which a guess gets right half the time.
+    ``ask``: "count", which nobody guesses, or "parity" (even or odd), which a guess gets right half the time.
 
     >>> problem = draw_problems(1, seed=3)[0]
     >>> set(p.id for p in draw_problems(50, "test")) & set(p.id for p in draw_problems(400, "train"))
@@ -122,10 +110,8 @@ def draw_problems(
     if split not in ("train", "test"):
         raise ValueError(f"split={split!r}: the task 'branching' has the splits 'train' and 'test'")
     if size < 1 or not 3 <= steps <= 8 or ask not in _ASKS:
-        raise ValueError(
-            f"size={size}, steps={steps}, ask={ask!r}: size must be at least 1, steps in 3..8 and ask one of "
-            f"{', '.join(_ASKS)}"
-        )
+        rule = f"size must be at least 1, steps in 3..8 and ask one of {', '.join(_ASKS)}"
+        raise ValueError(f"size={size}, steps={steps}, ask={ask!r}: {rule}")
     rng, found = random.Random(f"branching-{split}-{seed}-{steps}"), {}
     while len(found) < size:
         problem = draw_problem(rng, steps, ask)
@@ -171,15 +157,14 @@ def write_trace(problem: Problem, rng: random.Random, noise: TraceNoise) -> Iter
 
 
 def _bad_code(op: Operation, count: int, rng: random.Random, noise: TraceNoise) -> str:
-    kind = rng.choice(("no print", "operator", "number"))
+    kind, symbol = rng.choice(("no print", "operator", "number")), op.symbol
     if rng.random() < noise.invalid:
-        return rng.choice((f"print({count}{op.symbol}{op.number}", f"print({count}{op.symbol}/{op.number})"))
+        return rng.choice((f"print({count}{symbol}{op.number}", f"print({count}{symbol}/{op.number})"))
     if kind == "no print":
-        return f"{count}{op.symbol}{op.number}"
+        return f"{count}{symbol}{op.number}"
     if kind == "operator":
-        wrong = rng.choice([symbol for symbol in _OPERATORS if symbol != op.symbol])
-        return f"print({count}{wrong}{op.number})"
+        return f"print({count}{rng.choice([other for other in _OPERATORS if other != symbol])}{op.number})"
     digits = list(str(count))
     place = rng.choice([i for i, digit in enumerate(digits) if digit.isdigit()])  # a count may be negative
     digits[place] = str((int(digits[place]) + rng.randint(1, 9)) % 10)
-    return f"print({''.join(digits)}{op.symbol}{op.number})"
+    return f"print({''.join(digits)}{symbol}{op.number})"

@@ -37,22 +37,14 @@ _EVALUATED = {
 
 
 def same_answer(gold: str, answer: str) -> bool:
-    """True if both are the same number or expression. Never raises: a strange answer is a wrong one.
-
-    Args:
-        gold: the reference answer.
-        answer: what the policy wrote; more than 200 characters are wrong, unless they are the gold answer's own.
+    """True if both are the same number or expression; a strange answer, or one of over 200 characters, is wrong.
 
     >>> same_answer("1430", "1,430.0"), same_answer("3/4", "0.75"), same_answer("42", "43")
     (True, True, False)
     """
     gold, answer = gold.strip(), answer.strip()
-    if not answer:
-        return False
-    if gold == answer:
-        return True
-    if len(answer) > _LONGEST_EXPRESSION:
-        return False
+    if gold == answer or not answer or len(answer) > _LONGEST_EXPRESSION:
+        return bool(answer) and gold == answer
     left, right = as_number(gold), as_number(answer)
     if left is not None and right is not None:
         return left == right
@@ -60,17 +52,9 @@ def same_answer(gold: str, answer: str) -> bool:
 
 
 def generator_accepts(generator: str, entry: Mapping[str, Any], answer: str) -> bool:
-    """True if a reasoning-gym generator's own grader gives the answer full marks, or it is the same number.
+    """True if a reasoning-gym generator's own grader gives the answer to its row full marks, or it is the same number.
 
-    A number that is more than 1 % off is wrong whatever the grader says.
-
-    Args:
-        generator: the generator's name.
-        entry: the row that it made, with ``answer`` and ``metadata``.
-        answer: what the policy wrote; more than 20,000 characters are wrong.
-
-    >>> generator_accepts("gcd", {"answer": "6", "metadata": {}}, " 6.0 ")
-    True
+    A number that is more than 1 % off is wrong whatever the grader says, as are more than 20,000 characters.
     """
     answer, gold = answer.strip(), entry["answer"]
     if not answer or len(answer) > _LONGEST_ANSWER:
@@ -89,11 +73,7 @@ def generator_accepts(generator: str, entry: Mapping[str, Any], answer: str) -> 
 
 
 def as_number(text: str) -> Decimal | None:
-    """The number that a text is, thousands separators, a dollar or a percent sign aside; else None.
-
-    >>> as_number("$1,430."), as_number("inf")
-    (Decimal('1430'), None)
-    """
+    """The number that a text is, thousands separators, a dollar or a percent sign aside; else None."""
     text = text.replace(",", "").replace("$", "").strip().rstrip("%").rstrip(".")
     try:
         number = Decimal(text)
@@ -127,16 +107,11 @@ class _Judge:
 
     def _start(self) -> None:
         paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
         command = [sys.executable, "-c", "from gtpo_mini.tasks.grading import _serve; _serve()"]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         # A session of its own: Ctrl-C is for the trainer, and this process ends when its input does.
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))},
-        )
+        self.process = subprocess.Popen(command, **pipes, start_new_session=True, env=environment)
         self.owner = os.getpid()
         if self.process.stdout.readline() != b"ready\n":
             self.process = None
@@ -166,23 +141,23 @@ def _serve() -> None:
             _generator(parts[0])  # its import is not the answer's fault
         signal.setitimer(signal.ITIMER_PROF, _CPU_SECONDS)  # nobody handles this signal, so it ends the process
         try:
-            right = (
-                _expressions(*parts)
-                if kind == "expressions"
-                else _generator(parts[0]).score_answer(parts[2], parts[1]) == 1.0
-            )
+            right = _equal(*parts) if kind == "expressions" else _accepted(*parts)
         except Exception:
             right = False
         signal.setitimer(signal.ITIMER_PROF, 0)
         verdicts.write(b"right\n" if right else b"wrong\n")
 
 
-def _expressions(gold: str, answer: str) -> bool:
+def _equal(gold: str, answer: str) -> bool:
     from math_verify import parse, verify
 
     # Their time limits are off: they work in a main thread only, and not inside one long computation.
     left, right = (parse(f"${text}$", parsing_timeout=None) for text in (gold, answer))
     return bool(verify(left, right, timeout_seconds=None))
+
+
+def _accepted(generator: str, entry: dict[str, Any], answer: str) -> bool:
+    return _generator(generator).score_answer(answer, entry) == 1.0
 
 
 @cache

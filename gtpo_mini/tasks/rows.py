@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,8 @@ from ..types import Problem
 
 _DRAWS = 8  # draws a wanted problem, at most: small generators repeat themselves
 # Generators whose rows have no answer, because many are right, but hold one in their metadata.
-_EXAMPLES = {
-    "graph_color": "possible_answer",
-    "propositional_logic": "example_answer",
-    "rubiks_cube": "example_correct_answer",
-}
+_EXAMPLES = {"graph_color": "possible_answer", "propositional_logic": "example_answer"}
+_EXAMPLES |= {"rubiks_cube": "example_correct_answer"}
 
 
 @dataclass(frozen=True)
@@ -44,10 +42,9 @@ class Source:
 
 
 _SPLITS = {"train": "train", "test": "test"}
+_GSM8K = Columns(id="", clean=lambda answer: answer.rsplit("####", 1)[-1].strip())
 SOURCES = {
-    "gsm8k": Source(
-        "openai/gsm8k", "main", _SPLITS, Columns(id="", clean=lambda answer: answer.rsplit("####", 1)[-1].strip())
-    ),
+    "gsm8k": Source("openai/gsm8k", "main", _SPLITS, _GSM8K),
     "svamp": Source("ChilleD/SVAMP", None, _SPLITS, Columns(("Body", "Question"), "Answer", "ID"), "SVAMP.json", 700),
     "math500": Source("HuggingFaceH4/MATH-500", None, {"test": "test"}, Columns(("problem",), id="unique_id")),
     "aime": Source("HuggingFaceH4/aime_2024", None, {"test": "train"}, Columns(("problem",))),
@@ -55,11 +52,7 @@ SOURCES = {
 
 
 def load_source(name: str, split: str, size: int | None = None) -> tuple[Problem, ...]:
-    """The first ``size`` problems of a key of `SOURCES`: from ``GTPO_DATA_DIR`` if that is set, else from the hub.
-
-    Raises:
-        ValueError: no such split or file; no hub; rows that cannot be used, with their line numbers.
-    """
+    """The first ``size`` problems of a key of `SOURCES`: from ``GTPO_DATA_DIR`` if that is set, else from the hub."""
     source = SOURCES[name]
     if split not in source.splits:
         raise ValueError(f"task {name!r} has only the split {', '.join(source.splits)}: it is for evaluation")
@@ -77,21 +70,14 @@ def load_source(name: str, split: str, size: int | None = None) -> tuple[Problem
     try:
         rows = list(datasets.load_dataset(source.dataset, source.config, split=source.splits[split]))
     except Exception as error:
-        raise ValueError(
-            f"task {name!r}: the hub could not be read ({type(error).__name__}); set GTPO_DATA_DIR to a folder "
-            f"that holds {name}/{split}.jsonl, with the hub's columns"
-        ) from error
+        fix = f"set GTPO_DATA_DIR to a folder that holds {name}/{split}.jsonl, with the hub's columns"
+        raise ValueError(f"task {name!r}: the hub could not be read ({type(error).__name__}); {fix}") from error
     return problems_from_rows(source.dataset, enumerate(rows, 1), source.columns)[:size]
 
 
 def load_json_lines(path: Path, columns: Columns = Columns()) -> tuple[Problem, ...]:
-    """The problems of a file with one JSON object a line; blank lines are allowed.
-
-    Raises:
-        ValueError: one message that names every line that cannot be used, and why; nothing is left out silently.
-    """
-    rows: list[tuple[int, object]] = []
-    faults: list[tuple[int, str]] = []
+    """The problems of a file with one JSON object a line; blank lines are allowed, faults are named together."""
+    rows, faults = [], []
     for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines(), 1):
         if not line.strip():
             continue
@@ -105,26 +91,9 @@ def load_json_lines(path: Path, columns: Columns = Columns()) -> tuple[Problem, 
 
 
 def problems_from_rows(
-    source: str,
-    rows: Iterable[tuple[int, object]],
-    columns: Columns = Columns(),
-    faults: Sequence[tuple[int, str]] = (),
+    source: str, rows: Iterable[tuple[int, Any]], columns: Columns = Columns(), faults: Sequence[tuple[int, str]] = ()
 ) -> tuple[Problem, ...]:
-    """Problems from (line number, row) pairs.
-
-    Args:
-        source: what the message calls the file.
-        rows: as they were read; a good one is an object.
-        columns: which of its values count.
-        faults: (line number, what is wrong) of lines that could not be read.
-
-    Raises:
-        ValueError: any line has a fault; the message names the lines of each kind of fault.
-
-    >>> problems_from_rows("f", [(1, {"question": "a?", "answer": 2}), (3, {"question": "b?"}), (4, [])])
-    Traceback (most recent call last):
-    ValueError: f: 2 lines cannot be used: line 3 (no 'answer'), line 4 (no object); fix or remove them
-    """
+    """Problems from (line number, row) pairs; one ValueError names every faulty line, also those of ``faults``."""
     problems, faults, seen = [], list(faults), {}
     for number, row in rows:
         try:
@@ -147,26 +116,25 @@ def problems_from_rows(
 
 def _problem(number: int, row: object, columns: Columns) -> Problem:
     """The problem in a row, or a ValueError that says what is wrong with it."""
-    if not isinstance(row, dict):
-        raise ValueError("no object")
-    parts = [row.get(name) for name in columns.question]
+
+    def check(holds: bool, fault: str) -> None:
+        if not holds:
+            raise ValueError(fault)
+
+    check(isinstance(row, dict), "no object")
+    parts, answer = [row.get(name) for name in columns.question], row.get(columns.answer)
     for name, part in zip(columns.question, parts, strict=True):
-        if not (isinstance(part, str) and part.strip()):
-            raise ValueError(f"no {name!r}" if part is None else f"{name!r} is empty or no text")
-    answer = row.get(columns.answer)
-    if answer is None:
-        raise ValueError(f"no {columns.answer!r}")
-    if isinstance(answer, bool) or not isinstance(answer, str | int | float):
-        raise ValueError(f"{columns.answer!r} is neither text nor a number")
-    if isinstance(answer, float) and not math.isfinite(answer):
-        raise ValueError(f"{columns.answer!r} is no finite number")
+        check(part is not None, f"no {name!r}")
+        check(isinstance(part, str) and part.strip(), f"{name!r} is empty or no text")
+    check(answer is not None, f"no {columns.answer!r}")
+    number_or_text = isinstance(answer, str | int | float) and not isinstance(answer, bool)
+    check(number_or_text, f"{columns.answer!r} is neither text nor a number")
+    check(not isinstance(answer, float) or math.isfinite(answer), f"{columns.answer!r} is no finite number")
     question, gold = " ".join(map(str.strip, parts)), columns.clean(answer if isinstance(answer, str) else repr(answer))
-    if not gold:
-        raise ValueError(f"empty {columns.answer!r}")
-    name = row.get(columns.id)
-    name = str(number if name is None else name)
-    if any("\ud800" <= character <= "\udfff" for character in question + gold + name):
-        raise ValueError("half a surrogate pair, which is no text")
+    check(gold, f"empty {columns.answer!r}")
+    name = str(number if row.get(columns.id) is None else row[columns.id])
+    halves = any("\ud800" <= character <= "\udfff" for character in question + gold + name)
+    check(not halves, "half a surrogate pair, which is no text")
     used = {*columns.question, columns.answer, columns.id}
     return Problem(name, question, gold, {key: value for key, value in row.items() if key not in used})
 
@@ -179,38 +147,29 @@ def generated_problems(generator: str, split: str, size: int = 512, seed: int = 
     """Up to ``size`` different problems of a generator; train holds no question of the test draw of that seed.
 
     A few generators (boxnet, rush_hour) know no right answer, only how to check one: their gold answer is empty.
-
-    Raises:
-        ValueError: reasoning-gym is not installed; unknown generator; one that cannot be made without settings.
     """
     try:
         import reasoning_gym
     except ImportError as error:
-        raise ValueError(
-            f"task 'reasoning_gym:{generator}' needs the package reasoning-gym: pip install 'gtpo-mini[tasks]'"
-        ) from error
+        fix = "needs the package reasoning-gym: pip install 'gtpo-mini[tasks]'"
+        raise ValueError(f"task 'reasoning_gym:{generator}' {fix}") from error
     known = sorted(set(reasoning_gym.factory.DATASETS) - {"composite"})  # that one mixes others
     if generator not in known:
         raise ValueError(f"task 'reasoning_gym:{generator}': unknown generator; known: {', '.join(known)}")
 
-    def draw(first_seed: int, seen: set[str]) -> tuple[Problem, ...]:
-        rows, problems = reasoning_gym.create_dataset(generator, size=_DRAWS * size, seed=first_seed), []
+    seen: set[str] = set()
+
+    def draw(seed: int, seen: set[str]) -> Iterator[Problem]:
+        rows = reasoning_gym.create_dataset(generator, size=_DRAWS * size, seed=seed)
         for index in range(_DRAWS * size):
             row = rows[index]
-            if row["question"] not in seen:
-                seen.add(row["question"])
-                problems.append(Problem(str(index + 1), row["question"].strip(), _gold(generator, row), row))
-            if len(problems) == size:
-                break
-        return tuple(problems)
+            question, answer = row["question"], row["answer"]
+            if answer is None:
+                answer = row["metadata"].get(_EXAMPLES.get(generator), "")
+            if question not in seen:
+                seen.add(question)
+                gold = answer if isinstance(answer, str) else json.dumps(answer)
+                yield Problem(str(index + 1), question.strip(), gold, row)
 
-    seen: set[str] = set()
-    test = draw(seed + 10**6, seen)
-    return test if split == "test" else draw(seed, seen)
-
-
-def _gold(generator: str, row: dict[str, Any]) -> str:
-    answer = row["answer"]
-    if answer is None:
-        answer = row["metadata"].get(_EXAMPLES.get(generator), "")
-    return answer if isinstance(answer, str) else json.dumps(answer)
+    test = tuple(itertools.islice(draw(seed + 10**6, seen), size))
+    return test if split == "test" else tuple(itertools.islice(draw(seed, seen), size))

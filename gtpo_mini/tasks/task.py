@@ -44,8 +44,7 @@ class Task:
     def grade(self, problem: Problem, answer: str | None) -> bool | float:
         """Whether ``answer`` is right, or with ``partial_credit`` how much of it, in [0, 1]; None (no answer) is wrong.
 
-        Raises:
-            GraderError: the grader raised, or returned neither a bool nor, with ``partial_credit``, such a number.
+        A `GraderError` says that the grader raised, or returned neither a bool nor, with ``partial_credit``, a grade.
         """
         wanted = "a number in [0, 1]" if self.partial_credit else "a bool (for a number: Task(partial_credit=True))"
         where = f"task {self.name!r}, problem {problem.id!r}: the grader"
@@ -99,14 +98,11 @@ def check_task(task: Task) -> TaskCheck:
             continue
         if task.grade(problem, problem.answer) < 1:
             gold_fails.append(problem.id)
-        wrong_passes += [(problem.id, wrong) for wrong in _mutated(problem.answer) if task.grade(problem, wrong) == 1]
+        mutated = [problem.answer[: len(problem.answer) // 2], "no idea", ""]
+        if (number := as_number(problem.answer)) is not None:
+            mutated = [f"{number + 1:f}", f"{10 * number + 7:f}", f"{-number - 1:f}", ""]
+        wrong_passes += [(problem.id, wrong) for wrong in mutated if task.grade(problem, wrong) == 1]
     return TaskCheck(len(task.problems), tuple(no_gold), tuple(gold_fails), tuple(wrong_passes))
-
-
-def _mutated(gold: str) -> list[str]:
-    if (number := as_number(gold)) is None:
-        return [gold[: len(gold) // 2], "no idea", ""]
-    return [f"{number + 1:f}", f"{10 * number + 7:f}", f"{-number - 1:f}", ""]
 
 
 def _branching(split: str, size: int = 2048, seed: int = 0, steps: int = 3, ask: str = "count") -> Task:
@@ -131,11 +127,8 @@ def _reasoning_gym(generator: str, split: str, size: int = 512, seed: int = 0) -
     return Task(f"reasoning_gym:{generator}", problems, accepts, split=split)
 
 
-_TASKS: dict[str, Callable[..., Task]] = {
-    "branching": _branching,
-    **{name: partial(_from_source, name) for name in SOURCES},
-}
-_FAMILIES: dict[str, Callable[..., Task]] = {"jsonl": _json_lines, "reasoning_gym": _reasoning_gym}
+_TASKS = {"branching": _branching, **{name: partial(_from_source, name) for name in SOURCES}}
+_FAMILIES = {"jsonl": _json_lines, "reasoning_gym": _reasoning_gym}
 
 
 def list_tasks() -> list[str]:
@@ -159,8 +152,7 @@ def load_task(name: str, split: str = "train", **options) -> Task:
         options: ``size`` (all tasks: how many problems), ``seed`` (generated tasks), ``steps`` (branching, 3-8),
             ``ask`` (branching: "count" or "parity").
 
-    Raises:
-        ValueError: unknown name, split or option; a row without question or answer, with its line numbers.
+    Raises ValueError for an unknown name, split or option, or rows without question or answer, with their lines.
 
     >>> len(load_task("branching", split="test", size=5).problems)
     5
@@ -168,14 +160,9 @@ def load_task(name: str, split: str = "train", **options) -> Task:
     family, _, rest = name.partition(":")
     if split not in ("train", "test"):
         raise ValueError(f"split={split!r}: must be 'train' or 'test'")
-    if name in _TASKS:
-        make = _TASKS[name]
-    elif family in _FAMILIES and rest:
-        make = partial(_FAMILIES[family], rest)
-    elif family and rest:
-        make = _own(name)
-    else:
+    if name not in _TASKS and not (family and rest):
         raise ValueError(f"unknown task {name!r}; known: {', '.join(list_tasks())}")
+    make = _TASKS.get(name) or (partial(_FAMILIES[family], rest) if family in _FAMILIES else _own(name))
     if (size := options.get("size")) is not None and size < 1:
         raise ValueError(f"size={size}: must be at least 1")
     takes = {} if isinstance(make, Task) else inspect.signature(make).parameters

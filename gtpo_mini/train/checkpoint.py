@@ -1,8 +1,7 @@
 """Checkpoints of a run: written whole or not at all, and read only if they are whole and of the same run.
 
-A checkpoint is a folder ``step-000020`` (after 20 steps) with ``weights.safetensors`` (what is trained: the adapter, or
-all weights), ``state.pt`` (optimizer, random states, the steps' metrics) and ``manifest.json`` (whose run it is; size
-and SHA-256 of each file). Nothing in it can run code: torch reads ``state.pt`` as plain data.
+A folder ``step-000020`` (after 20 steps) has ``weights.safetensors`` (what is trained), ``state.pt`` (optimizer, random
+states, metrics; read as plain data) and ``manifest.json`` (whose run it is; size and SHA-256 of each file).
 """
 
 from __future__ import annotations
@@ -37,13 +36,11 @@ _WRITING = ".writing"  # ends the name of a folder that is not whole yet, or no 
 
 def identify(policy: Policy, task: Task, protocol: ToolProtocol, config: dict) -> dict:
     """What makes a run this one and no other: hashes of weights, problems, texts and code; settings that must stay."""
-    first = task.problems[0]
     example = ExecutionResult(ok=False, stdout="1\n", error="ValueError: 2")
-    facts = [protocol.messages(first), getattr(protocol, "tools", None), protocol.tool_text(example)]
-    rows = [(p.id, p.question, p.answer, dict(p.metadata)) for p in task.problems]
+    facts = [protocol.messages(task.problems[0]), getattr(protocol, "tools", None), protocol.tool_text(example)]
     return {
         "policy": fingerprint(policy),
-        "task": _digest(rows),
+        "task": _digest([(p.id, p.question, p.answer, dict(p.metadata)) for p in task.problems]),
         "grader": _digest(_code(task.grader)),
         "protocol": f"{type(protocol).__name__} {_digest([facts, _code(type(protocol))])}",
         "config": config,
@@ -89,11 +86,7 @@ def _code(thing: Any) -> list[str]:
 
 
 def difference(now: dict, then: object) -> str | None:
-    """In words, what sets the identity of one run apart from another's; None if nothing does.
-
-    >>> difference({"task": "a", "config": {"gamma": 1.0}}, {"task": "a", "config": {"gamma": 0.9}})
-    'gamma was 0.9 and is 1.0'
-    """
+    """In words, what sets the identity of one run apart from another's; None if nothing does."""
     if not isinstance(then, dict):
         return "it does not say which run it is of"
     found = []
@@ -110,19 +103,19 @@ class Checkpoints:
     """The checkpoints of one run in ``folder``; ``identity`` says which run, one with another identity is foreign."""
 
     def __init__(self, folder: Path, identity: dict) -> None:
-        self.folder, self.identity = folder, json.loads(json.dumps(identity))
+        self.folder, self.identity = folder, identity
 
     def save(self, step: int, policy: Policy, optimizer: torch.optim.Optimizer, state: dict) -> Path:
         """Write a checkpoint after ``step`` steps, move it to its place, and drop those that are too many.
 
-        Raises:
-            RuntimeError: the disk is full, or refuses; the checkpoints before are as they were.
+        Where the disk is full, a RuntimeError says so; the checkpoints before are as they were.
         """
         place = self.folder / f"step-{step:06d}"
         new = place.with_name(place.name + _WRITING)
         with clear_disk_errors(place):
             try:
-                self._sweep()
+                for left in self.folder.glob(f"step-*{_WRITING}"):
+                    shutil.rmtree(left, ignore_errors=True)
                 new.mkdir(parents=True)
                 save_file({name: w.contiguous() for name, w in _trained(policy).items()}, new / FILES[0])
                 _save({**state, "optimizer": optimizer.state_dict(), "random": random_state()}, new / FILES[1])
@@ -132,7 +125,7 @@ class Checkpoints:
                 for name in (*FILES, "manifest.json", "."):
                     sync(new / name)
                 if place.exists():  # it was skipped, or the run would not be here again
-                    self._drop(place)
+                    _drop(place)
                 new.rename(place)
                 sync(self.folder)
             except BaseException:
@@ -141,12 +134,12 @@ class Checkpoints:
             # Later ones are broken, or another run's: they are nobody's to count or to remove.
             before = sorted(old for old in self.folder.glob("step-??????") if old.name < place.name)
             for old in before[: 1 - KEEP]:
-                self._drop(old)
+                _drop(old)
         return place
 
     def newest(self) -> Path | None:
         """The newest checkpoint that is whole and of this run; warns of every newer one that is not."""
-        for place in sorted(self.folder.glob("step-*"), reverse=True) if self.folder.is_dir() else ():
+        for place in sorted(self.folder.glob("step-*"), reverse=True):
             reason = self._fault(place)
             if reason is None:
                 return place
@@ -187,26 +180,18 @@ class Checkpoints:
             return "manifest.json is not readable (half-written or changed)"
         return None
 
-    def _drop(self, place: Path) -> None:
-        """Remove a checkpoint; its name goes first, so that a crash leaves no half of it under a good name."""
-        gone = place.rename(place.with_name(f"{place.name}.old{_WRITING}"))
-        shutil.rmtree(gone, ignore_errors=True)
 
-    def _sweep(self) -> None:
-        for left in self.folder.glob(f"step-*{_WRITING}"):
-            shutil.rmtree(left, ignore_errors=True)
+def _drop(place: Path) -> None:
+    """Remove a checkpoint; its name goes first, so that a crash leaves no half of it under a good name."""
+    shutil.rmtree(place.rename(place.with_name(f"{place.name}.old{_WRITING}")), ignore_errors=True)
 
 
 def random_state() -> dict[str, Any]:
     """Every global random state as plain data: Python's, numpy's, torch's on the CPU and on each GPU."""
     kind, keys, *rest = np.random.get_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {
-        "python": random.getstate(),
-        "numpy": [kind, keys.tolist(), *rest],
-        "torch": torch.get_rng_state(),
-        "cuda": cuda,
-    }
+    numpy = [kind, keys.tolist(), *rest]
+    return {"python": random.getstate(), "numpy": numpy, "torch": torch.get_rng_state(), "cuda": cuda}
 
 
 def set_random_state(state: dict[str, Any]) -> None:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..credit.credit import ARMS, Credit, CreditAssignment
 from ..rollout.settings import SamplingSettings
-
-_CREDIT_FIELDS = tuple(field.name for field in fields(Credit))
 
 
 @dataclass(frozen=True)
@@ -44,23 +42,22 @@ class TrainConfig:
     seed: int = 0  #: of problems and sampling
 
     def __post_init__(self) -> None:
-        def check(holds: bool, name: str, rule: str) -> None:
-            if not holds:
-                raise ValueError(f"{name}={getattr(self, name)!r}: must be {rule}")
+        def check(rule: str, holds: Callable[[Any], bool], *names: str) -> None:
+            for name in names:
+                if not holds(value := getattr(self, name)):
+                    raise ValueError(f"{name}={value!r}: must be {rule}")
 
-        check(callable(self.credit), "credit", "a Credit or a function of its shape; an arm by its name is ARMS[name]")
-        check(self.group_size >= 2, "group_size", "at least 2: a group of one has nothing to be compared with")
-        check(0 <= self.clip_low <= 1, "clip_low", "in [0, 1]")
-        for name in ("kl_coefficient", "clip_high"):
-            check(0 <= getattr(self, name) < math.inf, name, "a finite number from 0 up")
-        for name in ("steps", "problems_per_step", "minibatches", "tokens_per_pass"):
-            check(getattr(self, name) >= 1, name, "at least 1")
-        for name in ("learning_rate", "temperature", "max_grad_norm"):
-            check(0 < getattr(self, name) < math.inf, name, "a finite number above 0")
+        check("a Credit or a function of its shape; an arm by its name is ARMS[name]", callable, "credit")
+        check("at least 2: a group of one has nothing to be compared with", lambda n: n >= 2, "group_size")
+        check("in [0, 1]", lambda x: 0 <= x <= 1, "clip_low")
+        check("a finite number from 0 up", lambda x: 0 <= x < math.inf, "kl_coefficient", "clip_high")
+        check("at least 1", lambda n: n >= 1, "steps", "problems_per_step", "minibatches", "tokens_per_pass")
+        above = ("learning_rate", "temperature", "max_grad_norm")
+        check("a finite number above 0", lambda x: 0 < x < math.inf, *above)
         rollouts = self.problems_per_step * self.group_size
-        check(self.minibatches <= rollouts, "minibatches", f"at most the {rollouts} rollouts of a step")
-        check(self.importance_cap is None or 0 < self.importance_cap < math.inf, "importance_cap", "above 0, or None")
-        check(self.seed >= 0, "seed", "at least 0")
+        check(f"at most the {rollouts} rollouts of a step", lambda n: n <= rollouts, "minibatches")
+        check("above 0, or None", lambda x: x is None or 0 < x < math.inf, "importance_cap")
+        check("at least 0", lambda n: n >= 0, "seed")
         self.sampling()
 
     def sampling(self, **changes) -> SamplingSettings:
@@ -75,18 +72,14 @@ class TrainConfig:
         >>> TrainConfig(credit=ARMS["grpo"]).record()["credit"]["rewards"]
         'trajectory'
         """
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
         if is_dataclass(self.credit):
-            return {**values, "credit": asdict(self.credit)}
+            return {**vars(self), "credit": asdict(self.credit)}
         kind = self.credit if hasattr(self.credit, "__qualname__") else type(self.credit)
-        return {**values, "credit": f"{kind.__module__}:{kind.__qualname__}"}
+        return {**vars(self), "credit": f"{kind.__module__}:{kind.__qualname__}"}
 
     @classmethod
     def from_record(cls, values: Mapping[str, Any]) -> TrainConfig:
-        """The configuration of a recorded run, to make the run again.
-
-        Raises:
-            ValueError: its credit was an own function, of which only the name is recorded.
+        """The configuration of a recorded run; a ValueError if its credit was an own function, known by its name only.
 
         >>> TrainConfig.from_record(TrainConfig(steps=3).record()) == TrainConfig(steps=3)
         True
@@ -98,15 +91,12 @@ class TrainConfig:
 
 
 def translate_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A recorded configuration as `TrainConfig.record` writes it now; older ones held the credit's fields themselves.
-
-    >>> translate_config({"method": "grpo", "rewards": None, "gamma": 0.9, "steps": 2})["credit"]["rewards"]
-    'trajectory'
-    """
+    """A recorded configuration as `TrainConfig.record` writes it now; older ones held the credit's fields."""
     if "method" not in config:
         return dict(config)
-    rest = {key: value for key, value in config.items() if key not in (*_CREDIT_FIELDS, "method")}
-    changes = {key: config[key] for key in _CREDIT_FIELDS if config.get(key) is not None}
+    names = [field.name for field in fields(Credit)]
+    rest = {key: value for key, value in config.items() if key not in (*names, "method")}
+    changes = {key: config[key] for key in names if config.get(key) is not None}
     credit = replace(ARMS["gtpo"], **changes)
     if config["method"] == "grpo":
         credit = replace(ARMS["grpo"], rewards=changes.get("rewards", "trajectory"))
@@ -127,29 +117,19 @@ class Profile:
 
 
 _CPU = Profile("cpu", "tiny", "branching", TrainConfig(learning_rate=3e-4, max_turn_tokens=24, max_context=320))
+_ONE_GPU = TrainConfig(steps=150, learning_rate=1e-5, max_turns=4, max_context=1024, gradient_checkpointing=True)
 _T4 = Profile(
-    "t4",
-    "Qwen/Qwen2.5-1.5B-Instruct",
-    "gsm8k",
-    TrainConfig(
-        steps=150, learning_rate=1e-5, max_turns=4, max_context=1024, tokens_per_pass=2048, gradient_checkpointing=True
-    ),
-    quantize="nf4",
-    lora_rank=16,
-    device="cuda",
+    "t4", "Qwen/Qwen2.5-1.5B-Instruct", "gsm8k", replace(_ONE_GPU, tokens_per_pass=2048), "nf4", 16, device="cuda"
 )
-_RTX = replace(_T4, name="rtx", train=replace(_T4.train, max_context=2048, tokens_per_pass=4096))
+_RTX = replace(_T4, name="rtx", train=replace(_ONE_GPU, max_context=2048))
 _PROFILES = {profile.name: profile for profile in (_CPU, _T4, _RTX)}
 
 
 def load_profile(name: str | None = None) -> Profile:
-    """The defaults for a machine.
+    """The defaults for a machine: "cpu", "t4" (16 GB, no bf16) or "rtx" (24 GB).
 
-    Args:
-        name: "cpu", "t4" (16 GB, no bf16) or "rtx" (24 GB); None takes ``GTPO_PROFILE``, or else "cpu".
-
-    Raises:
-        ValueError: unknown name, or a GPU profile where torch finds no CUDA GPU.
+    None takes ``GTPO_PROFILE``, or else "cpu". A ValueError names what is unknown, or a GPU profile where torch finds
+    no CUDA GPU.
 
     >>> load_profile("cpu").model
     'tiny'

@@ -1,8 +1,7 @@
 """A cold start for any policy: supervised training on traces (prompt, code, tool output, answer).
 
-A small base model begins at zero reward, and a group without a right rollout teaches nothing. Traces come from a file,
-or from the model itself by rejection sampling: of its rollouts, those that used the tool and are right. The loss is on
-policy tokens only; prompts and tool output are context, through the protocol that training will use.
+A group without a right rollout teaches nothing. Traces come from a file, or from the model itself: of its rollouts,
+those that used the tool and are right. The loss is on policy tokens only, through the protocol that training will use.
 """
 
 from __future__ import annotations
@@ -32,10 +31,12 @@ from .config import TrainConfig
 from .loss import token_logprobs
 from .metrics import run_header
 
+Texts = Generator[str, ExecutionResult | None, None]
+#: A task with how many problems and samples to try, or a file of traces in its place.
+Sources = tuple[Task | None, str | None, int, int]
 
-def make_trace(
-    problem: Problem, turns: Generator[str, ExecutionResult | None, None], chat: Chat, sandbox: Sandbox
-) -> Trajectory:
+
+def make_trace(problem: Problem, turns: Texts, chat: Chat, sandbox: Sandbox) -> Trajectory:
     """A given solution as the trajectory of a rollout that wrote it; its calls are really run.
 
     ``turns`` yields the policy's text of each turn, and is sent the result of its call; the last one has no call.
@@ -62,44 +63,42 @@ def make_trace(
 
 
 def read_traces(path: str | Path, chat: Chat, sandbox: Sandbox, context: int | None = None) -> list[Trajectory]:
-    r"""Traces from a file with one JSON object a line: ``question``, ``answer``, and ``turns``, the policy's texts.
+    r"""Traces of at most ``context`` tokens from a JSON-lines file; a ValueError names the line or id of a broken one.
 
     A line: ``{"question": "6 * 7?", "answer": "42", "turns": ["```python\nprint(6 * 7)\n```", "\\boxed{42}"]}``.
-    Tool output is no part of it: the calls are run here. ``context``: most tokens of a trace; None: the model's limit.
-
-    Raises:
-        ValueError: a line is no problem; its turns do not begin with calls and end with its answer; a trace is too
-            long. The message names the line or the id.
+    Tool output is no part of it: the calls are run here.
     """
-    traces = []
     context = min(context or chat.policy.context_length, chat.policy.context_length)
     problems = load_json_lines(Path(path))
     if not problems:
         raise ValueError(f"{path}: holds no traces")
-    judge = Task(str(path), problems)
-    for problem in problems:
-        where = f"{path}: the trace with the id (or on the line) {problem.id}"
-        texts = problem.metadata.get("turns")
-        if not (isinstance(texts, list) and texts and all(isinstance(text, str) and text.strip() for text in texts)):
-            raise ValueError(f"{where}: 'turns' must be a list of texts, none of them empty")
-        texts = [text.rstrip() for text in texts]
-        if any(chat.protocol.is_complete(text[:-1]) for text in texts):
-            raise ValueError(f"{where}: text after a call; a turn ends where its call does, the rest is the next turn")
-        calls = [chat.protocol.read(text).code is not None for text in texts]
-        if calls != [True] * (len(texts) - 1) + [False] or chat.protocol.read(texts[-1]).answer is None:
-            raise ValueError(f"{where}: every turn but the last must make a call, the last must answer")
-        trace = make_trace(problem, _in_turn(texts), chat, sandbox)
-        if not judge.grade(problem, trace.answer):
-            raise ValueError(f"{where}: it answers {trace.answer!r}, but its 'answer' is {problem.answer!r}")
-        if len(trace.token_ids) > context:
-            raise ValueError(f"{where}: {len(trace.token_ids)} tokens, but the context holds {context}")
-        traces.append(trace)
-    return traces
+    return [_read_trace(Task(str(path), problems), problem, chat, sandbox, context) for problem in problems]
 
 
-def _in_turn(texts: Sequence[str]) -> Generator[str, ExecutionResult | None, None]:
-    for text in texts:
-        _ = yield text  # a list's own iterator could not be sent a result
+def _read_trace(judge: Task, problem: Problem, chat: Chat, sandbox: Sandbox, context: int) -> Trajectory:
+    def check(holds: bool, fault: str) -> None:
+        if not holds:
+            raise ValueError(f"{judge.name}: the trace with the id (or on the line) {problem.id}: {fault}")
+
+    texts, read = problem.metadata.get("turns"), chat.protocol.read
+    whole = isinstance(texts, list) and texts and all(isinstance(text, str) and text.strip() for text in texts)
+    check(whole, "'turns' must be a list of texts, none of them empty")
+    texts = [text.rstrip() for text in texts]
+    early = any(chat.protocol.is_complete(text[:-1]) for text in texts)
+    check(not early, "text after a call; a turn ends where its call does, the rest is the next turn")
+    *calls, last = [read(text).code is not None for text in texts]
+    answered = all(calls) and not last and read(texts[-1]).answer is not None
+    check(answered, "every turn but the last must make a call, the last must answer")
+
+    def in_turn() -> Texts:
+        for text in texts:
+            _ = yield text  # a list's own iterator could not be sent a result
+
+    trace = make_trace(problem, in_turn(), chat, sandbox)
+    right = judge.grade(problem, trace.answer)
+    check(right, f"it answers {trace.answer!r}, but its 'answer' is {problem.answer!r}")
+    check(len(trace.token_ids) <= context, f"{len(trace.token_ids)} tokens, but the context holds {context}")
+    return trace
 
 
 def write_traces(path: str | Path, traces: Sequence[Trajectory]) -> None:
@@ -120,17 +119,13 @@ def sample_traces(
     """Rejection sampling: of the policy's own rollouts, those that are right, called the tool, and whose calls all ran.
 
     The task's first ``problems`` are tried, ``samples`` times each; at most ``keep`` traces of one problem are kept, no
-    two with the same text, so that the easy ones do not crowd out the rest.
-
-    Raises:
-        ValueError: there was not one; the message says why rollouts were rejected.
+    two with the same text, so that the easy ones do not crowd out the rest. A ValueError says why there was none.
     """
     rollouts = engine.generate(task.problems[:problems], samples, seed)
-    kept: dict[tuple[str, tuple[str, ...]], Trajectory] = {}
-    counts: Counter[str] = Counter()
-    reasons: Counter[str] = Counter()
+    kept: dict[tuple[str, ...], Trajectory] = {}
+    counts, reasons = Counter(), Counter()
     for rollout in rollouts:
-        texts = (rollout.problem.id, tuple(turn.text for turn in rollout.turns))
+        texts = (rollout.problem.id, *(turn.text for turn in rollout.turns))
         if not any(turn.calls_tool for turn in rollout.turns):
             reasons["no call"] += 1
         elif any(turn.invalid_call for turn in rollout.turns):
@@ -141,11 +136,9 @@ def sample_traces(
             kept[texts] = rollout
             counts[rollout.problem.id] += 1
     if not kept:
-        found = ", ".join(f"{count} with {reason}" for reason, count in reasons.most_common())
-        raise ValueError(
-            f"rejection sampling kept none of {len(rollouts)} rollouts ({found}); give more problems or samples, an "
-            "easier task, or traces of your own (--traces)"
-        )
+        found = f"{len(rollouts)} rollouts ({', '.join(f'{n} with {reason}' for reason, n in reasons.most_common())})"
+        fix = "give more problems or samples, an easier task, or traces of your own (--traces)"
+        raise ValueError(f"rejection sampling kept none of {found}; {fix}")
     return list(kept.values())
 
 
@@ -159,21 +152,10 @@ def imitate(
     rng: random.Random | None = None,
     label: str = "imitation",
 ) -> list[float]:
-    """Supervised training in place: AdamW, a warm-up of up to 100 steps, then a cosine.
+    """Supervised training in place: AdamW, a warm-up of up to 100 steps to ``learning_rate``, then a cosine.
 
-    Args:
-        policy: its trainable weights change: all, or the adapter's.
-        traces: what is imitated; at most ``batch`` of them in each of ``steps`` updates.
-        learning_rate: its peak.
-        tokens_per_pass: tokens of a forward pass (rollouts are never cut); None: the whole batch in one.
-        rng: draws the batches; None: a generator of its own.
-        label: of the bar.
-
-    Returns:
-        The loss of each step, in nats a policy token.
-
-    Raises:
-        ValueError: no traces, a setting out of range, or a loss or gradient that is not finite.
+    Each step takes at most ``batch`` traces, drawn by ``rng``, in passes of ``tokens_per_pass`` (None: one pass).
+    Returns the loss of each, in nats a policy token; one that is not finite is a ValueError, as is a bad setting.
     """
     for name, value in (("steps", steps), ("batch", batch), ("learning_rate", learning_rate), ("traces", len(traces))):
         if not 0 < value < math.inf:
@@ -188,8 +170,7 @@ def imitate(
     optimizer = torch.optim.AdamW(policy.trainable_parameters(), lr=learning_rate, weight_decay=0.01)
     policy.model.train()
     losses: list[float] = []
-    bar = tqdm(range(steps), desc=label)
-    for step in bar:
+    for step in (bar := tqdm(range(steps), desc=label)):
         share = min(1.0, (step + 1) / min(100, max(1, steps // 3))) * 0.5 * (1 + math.cos(math.pi * step / steps))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * share
@@ -208,8 +189,7 @@ def _backward(policy: Policy, batch: Sequence[Trajectory], tokens_per_pass: int 
     """Gradients of the mean loss over all policy tokens of a batch; returns that loss."""
     width = max(len(trace.token_ids) for trace in batch)
     size = max(1, tokens_per_pass // width) if tokens_per_pass else len(batch)
-    total = sum(sum(trace.loss_mask) for trace in batch)
-    whole = 0.0
+    total, whole = sum(sum(trace.loss_mask) for trace in batch), 0.0
     for begin in range(0, len(batch), size):
         part = batch[begin : begin + size]
         share = sum(sum(trace.loss_mask) for trace in part) / total
@@ -220,22 +200,9 @@ def _backward(policy: Policy, batch: Sequence[Trajectory], tokens_per_pass: int 
 
 
 def imitate_into(
-    folder: Path,
-    policy: Policy,
-    protocol: ToolProtocol,
-    config: TrainConfig,
-    sources: tuple[Task | None, str | None, int, int],
-    batch: int,
+    folder: Path, policy: Policy, protocol: ToolProtocol, config: TrainConfig, sources: Sources, batch: int
 ) -> tuple[list[Trajectory], list[float]]:
-    """A cold start into a new folder: ``traces.jsonl``, ``policy`` and ``imitation.json``.
-
-    Args:
-        sources: a task with how many problems and samples to try, or a file of traces in its place.
-        folder, policy, protocol, config, batch: where, who, how turns are written, and how to train.
-
-    Returns:
-        The traces, and the loss of each step.
-    """
+    """A cold start into a new folder: ``traces.jsonl``, ``policy``, ``imitation.json``; returns traces and losses."""
     task, file, problems, samples = sources
     folder.mkdir(parents=True, exist_ok=True)
     with Sandbox() as sandbox:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..policy.model import Policy
@@ -15,32 +16,21 @@ _CHUNK_LOGITS = 2**24  # logits held at a time: 64 MiB in float32
 _PAYS = 0.85  # packing costs some sorting of tokens: it must save more than that
 
 
-def token_logprobs(policy: Policy, trajectories: Sequence[Trajectory], temperature: float = 1.0) -> torch.Tensor:
-    """Log-probabilities of all policy tokens, rollout after rollout, as one flat tensor (M,).
+def token_logprobs(policy: Policy, trajectories: Sequence[Trajectory], temperature: float = 1.0) -> Tensor:
+    """Log-probabilities of all M policy tokens, rollout after rollout, at the sampler's temperature: (M,) float32.
 
-    A prompt that several rollouts share is run once where that saves work (`Packing`). Otherwise rollouts are padded
-    on the right, from their lengths, never from ids; in a causal model what comes after a token cannot touch it, so
-    no attention mask is needed. Logits exist only for policy tokens, a chunk at a time.
-
-    Args:
-        policy: the model; gradients flow if they are enabled.
-        trajectories: B rollouts of up to T tokens, with M policy tokens in all.
-        temperature: above 0; the one that the tokens were sampled at, so that sampler and trainer agree.
-
-    Returns:
-        (M,) float32, each at most 0.
+    A prompt that several rollouts share is run once where that saves work (`Packing`).
     """
     padded = len(trajectories) * max(len(t.token_ids) for t in trajectories)
     if policy.takes_attend and packed_tokens(trajectories) <= _PAYS * padded:
         packing = Packing(trajectories, policy.device)
-        hidden_1ND = policy.hidden_states(
-            packing.ids, position_ids=packing.positions, attention_mask=packing.mask, attend=packing, use_cache=False
-        )
-        hidden_MD, targets_M = hidden_1ND[0, packing.before], packing.targets
+        how = {"position_ids": packing.positions, "attention_mask": packing.mask, "attend": packing}
+        hidden_MD = policy.hidden_states(packing.ids, **how, use_cache=False)[0, packing.before]
+        targets_M = packing.targets
     else:
         hidden_MD, targets_M = _padded_states(policy, trajectories)
 
-    def of_chunk(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def of_chunk(hidden: Tensor, targets: Tensor) -> Tensor:
         logits = policy.logits(hidden) if temperature == 1.0 else policy.logits(hidden) / temperature  # (m, V)
         return logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)  # (m,)
 
@@ -52,44 +42,25 @@ def token_logprobs(policy: Policy, trajectories: Sequence[Trajectory], temperatu
     return torch.cat([checkpoint(of_chunk, h, t, use_reentrant=False) for h, t in parts])
 
 
-def _padded_states(policy: Policy, trajectories: Sequence[Trajectory]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The state before each policy token (M, D) and the token (M,), by one padded pass over whole rollouts."""
-    lengths = [len(t.token_ids) for t in trajectories]
-    width = max(lengths)
-    ids_BT = torch.zeros(len(trajectories), width, dtype=torch.long)  # (B, T)
-    mask_BT = torch.zeros(len(trajectories), width, dtype=torch.bool)  # (B, T)
-    for row, trajectory in enumerate(trajectories):
-        ids_BT[row, : lengths[row]] = torch.tensor(trajectory.token_ids)
-        mask_BT[row, : lengths[row]] = torch.tensor(trajectory.loss_mask, dtype=torch.bool)
+def _padded_states(policy: Policy, trajectories: Sequence[Trajectory]) -> tuple[Tensor, Tensor]:
+    """The state before each policy token (M, D) and the token (M,), by one pass over rollouts padded on the right.
+
+    In a causal model what comes after a token cannot touch it: no attention mask is needed.
+    """
+    width = max(len(t.token_ids) for t in trajectories)
+    ids_BT = torch.tensor([[*t.token_ids, *[0] * (width - len(t.token_ids))] for t in trajectories])  # (B, T)
+    mask_BT = torch.tensor([[*t.loss_mask, *[0] * (width - len(t.loss_mask))] for t in trajectories]).bool()  # (B, T)
     ids_BT, mask_BT = ids_BT.to(policy.device), mask_BT.to(policy.device)
     hidden_BTD = policy.hidden_states(ids_BT[:, :-1], use_cache=False)  # (B, T-1, D)
     return hidden_BTD[mask_BT[:, 1:]], ids_BT[:, 1:][mask_BT[:, 1:]]
 
 
 def clipped_surrogate(
-    logprobs: torch.Tensor,
-    old_logprobs: torch.Tensor,
-    advantages: torch.Tensor,
-    clip_low: float = 0.2,
-    clip_high: float = 0.28,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The clipped policy-gradient loss of each token, -min(ratio A, clip(ratio, 1 - low, 1 + high) A).
-
-    Args:
-        logprobs: (M,) under the policy that is trained.
-        old_logprobs: (M,) under the policy that sampled.
-        advantages: (M,) of each token's turn.
-        clip_low, clip_high: the ratio's clip range, each at least 0.
-
-    Returns:
-        The loss of each token (M,), and whether the clip was active there (M,) bool.
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_low: float = 0.2, clip_high: float = 0.28
+) -> tuple[Tensor, Tensor]:
+    """The loss of each token (M,), -min(ratio A, clip(ratio, 1 - low, 1 + high) A), and where the clip was active (M,).
 
     Source: [D]; the paper's clip range is unknown; 0.2 / 0.28 are DAPO's.
-
-    >>> now, old = torch.log(torch.tensor([0.5, 0.9])), torch.log(torch.tensor([0.5, 0.5]))
-    >>> loss, clipped = clipped_surrogate(now, old, torch.tensor([1.0, 1.0]))
-    >>> [round(x, 2) for x in loss.tolist()], clipped.tolist()
-    ([-1.0, -1.28], [False, True])
     """
     ratio = (logprobs - old_logprobs).exp()  # (M,)
     plain = ratio * advantages  # (M,)
@@ -97,19 +68,10 @@ def clipped_surrogate(
     return -torch.minimum(plain, clipped), clipped < plain
 
 
-def importance_weights(logprobs: torch.Tensor, sampled: torch.Tensor, cap: float | None) -> torch.Tensor:
-    """Truncated importance weights: how much likelier the trainer finds a token than the sampler did, at most ``cap``.
+def importance_weights(logprobs: Tensor, sampled: Tensor, cap: float | None) -> Tensor:
+    """How much likelier the trainer finds a token than the sampler did, at most ``cap`` (M,); 1 where that is None.
 
-    They matter where the two compute differently (another precision, kernel or engine); in float32 they are 1.
-
-    Args:
-        logprobs, sampled: (M,) under the trainer's policy before the update, and as the sampler kept them.
-        cap: above 0; None: all weights are 1.
-
-    Source: [D]: truncated importance sampling, one weight a token.
-
-    >>> importance_weights(torch.log(torch.tensor([0.2, 0.9])), torch.log(torch.tensor([0.4, 0.1])), cap=2.0)
-    tensor([0.5000, 2.0000])
+    Truncated importance sampling [D], for where the two compute differently; in float32 all weights are 1.
     """
     if cap is None:
         return torch.ones_like(logprobs)

@@ -11,25 +11,17 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers import AutoTokenizer
 
 from ..policy.load import base_of, policy_folder, put_adapter, quiet, read_model
-from .record import Record, clear_disk_errors
+from .record import clear_disk_errors, read_lines
 
 _SHOWN = ("reward/outcome", "reward/turn_mean", "rollout/turns", "rollout/tokens", "policy/entropy")
 _CARD = Path(__file__).resolve().parents[1] / "assets" / "card.md"  # a Jinja template
 
 
 def merge(adapter: str | Path, output: str | Path, base: str | None = None) -> Path:
-    """Merge an adapter into its base model, in the base's own precision.
+    """Merge an adapter into its base model (``base``, or the one that it names), in the base's own precision.
 
-    Args:
-        adapter: the folder that training wrote; if ``metrics.jsonl`` of the run lies beside it, the card tells of it.
-        output: a new folder.
-        base: folder or hub name of the base model; None: the one that the adapter names.
-
-    Returns:
-        ``output``, which `load_policy` and plain transformers load.
-
-    Raises:
-        ValueError: no adapter there; an output folder that holds something; a base that cannot be loaded.
+    Returns ``output``, a new folder that `load_policy` and plain transformers load; its card tells of the run whose
+    record lies beside the adapter. A ValueError names an adapter, an output folder or a base that does not do.
     """
     adapter, output = policy_folder(adapter), Path(output)
     if (adapter / "config.json").is_file() and not (adapter / "adapter_config.json").is_file():
@@ -44,8 +36,8 @@ def merge(adapter: str | Path, output: str | Path, base: str | None = None) -> P
     lines, cold = [], None
     with contextlib.suppress(OSError, ValueError):
         cold = json.loads((adapter.parent / "imitation.json").read_text(encoding="utf-8"))
-    with contextlib.suppress(ValueError):  # some other metrics.jsonl
-        lines, _ = Record(adapter.parent).read()
+    with contextlib.suppress(FileNotFoundError, ValueError):  # none, or some other metrics.jsonl
+        lines, _ = read_lines(adapter.parent / "metrics.jsonl")
     new = output.with_name(output.name + ".writing")
     with clear_disk_errors(output), quiet():
         shutil.rmtree(new, ignore_errors=True)
@@ -57,26 +49,15 @@ def merge(adapter: str | Path, output: str | Path, base: str | None = None) -> P
 
 
 def model_card(base: str, lines: list[dict], cold: dict | None = None) -> ModelCard:
-    """The card of a merged model, from the record of its run.
-
-    Args:
-        base: name of the base model; of a folder only its last part is shown.
-        lines: of ``metrics.jsonl``; none: the card says that there is no record.
-        cold: ``imitation.json`` of a cold start, where the adapter comes from one.
-
-    >>> print(model_card("org/small", []).text.splitlines()[0])
-    # small, trained by GTPO
-    """
+    """The card of a merged model, from the lines of ``metrics.jsonl`` and a cold start's ``imitation.json``."""
     header = lines[0] if lines else {}
     method = "GRPO" if str(header.get("arm", "gtpo")).startswith("grpo") else "GTPO"
     method = "cold start" if cold and not lines else method
     # A folder of this machine tells a reader nothing, and a hub would look for it.
-    on_hub = base.count("/") == 1 and not Path(base).exists()
-    data = ModelCardData(
-        library_name="transformers", base_model=base if on_hub else None, tags=[method.lower().replace(" ", "-")]
-    )
+    name = base if base.count("/") == 1 and not Path(base).exists() else None
+    tags = [method.lower().replace(" ", "-")]
     return ModelCard.from_template(
-        data,
+        ModelCardData(library_name="transformers", base_model=name, tags=tags),
         template_path=_CARD,
         short=Path(base).name,
         method=method,

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import platform
+import re
 import resource
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -21,6 +21,7 @@ from ..credit.credit import group_numbers
 from ..types import StopReason, Trajectory
 from .config import TrainConfig
 
+Rows = Sequence[Sequence[float]]  # one list a rollout, one number a turn
 _TURNS = 6  # turn indices that the metrics tell apart
 
 
@@ -32,8 +33,7 @@ def mean(values: Sequence[float]) -> float:
 def describe_rollouts(rollouts: Sequence[Trajectory], correct: Sequence[bool]) -> dict[str, float]:
     """Rates and means over R rollouts, the keys being the same whatever happened.
 
-    ``rollout/guesses`` is the share of answers that no tool output holds: a policy that stops using its tool
-    shows there first.
+    ``rollout/guesses``, answers that no tool output holds, shows first that a policy stops using its tool.
     """
     turns = [turn for rollout in rollouts for turn in rollout.turns]
     calls = [turn for turn in turns if turn.calls_tool]
@@ -53,51 +53,32 @@ def describe_rollouts(rollouts: Sequence[Trajectory], correct: Sequence[bool]) -
     }
 
 
-def describe_advantages(
-    rollouts: Sequence[Trajectory], correct: Sequence[bool], advantages: Sequence[Sequence[float]]
-) -> dict[str, float]:
+def describe_advantages(rollouts: Sequence[Trajectory], correct: Sequence[float], advantages: Rows) -> dict[str, float]:
     """Mean advantage of right and of wrong rollouts' turns, by turn index (the sixth holds all later ones too),
     and of the turns with an invalid call; 0 where there is no such turn.
     """
-    found: dict[str, list[float]] = {
-        f"advantage/{kind}_turn_{j}": [] for kind in ("right", "wrong") for j in range(1, _TURNS + 1)
-    }
-    invalid = []
+    keys = [f"advantage/{kind}_turn_{j}" for kind in ("right", "wrong") for j in range(1, _TURNS + 1)]
+    found: dict[str, list[float]] = {key: [] for key in (*keys, "advantage/invalid_calls")}
     for rollout, right, advantages_N in zip(rollouts, correct, advantages, strict=True):
         for j, (turn, advantage) in enumerate(zip(rollout.turns, advantages_N, strict=True), 1):
             found[f"advantage/{'right' if right == 1 else 'wrong'}_turn_{min(j, _TURNS)}"].append(advantage)
-            invalid += [advantage] if turn.invalid_call else []
-    return {**{key: mean(values) for key, values in found.items()}, "advantage/invalid_calls": mean(invalid)}
+            found["advantage/invalid_calls"] += [advantage] if turn.invalid_call else []
+    return {key: mean(values) for key, values in found.items()}
 
 
 def describe_step(
-    step: int,
-    rollouts: Sequence[Trajectory],
-    correct: Sequence[bool | float],
-    rewards: Sequence[Sequence[float]],
-    advantages: Sequence[Sequence[float]],
-    group_size: int,
-    update: Mapping[str, float],
-    clock: Sequence[float],
-) -> dict[str, Any]:
-    """All metrics of a step; ``clock`` reads its beginning, then after rollouts, credit assignment and update."""
+    rollouts: Sequence[Trajectory], correct: Sequence[float], rewards: Rows, advantages: Rows, group_size: int
+) -> dict[str, float]:
+    """The metrics of a step but for the update's: of rollouts, of their turn rewards and advantages, of groups."""
     silent: dict[int, bool] = {}  # a group: has none of its rollouts an advantage
     for group, advantages_N in zip(group_numbers(rollouts, group_size), advantages, strict=True):
         silent[group] = silent.get(group, True) and not any(advantages_N)
-    begin, rolled_out, scored, updated = clock
     return {
-        "step": step,
         **describe_rollouts(rollouts, correct),
         "reward/turn_mean": mean([reward for rewards_N in rewards for reward in rewards_N]),
         **describe_advantages(rollouts, correct, advantages),
         "advantage/mean_abs": mean([abs(a) for advantages_N in advantages for a in advantages_N]),
         "group/silent": mean(list(silent.values())),
-        **update,
-        "time/rollout": rolled_out - begin,
-        "time/score": scored - rolled_out,
-        "time/update": updated - scored,
-        "time/step": updated - begin,
-        "memory/peak_gib": peak_gib(),
     }
 
 
@@ -136,44 +117,33 @@ def _command() -> str:
 def open_trackers(wanted: Sequence[str | GeneralTracker], folder: Path | None) -> list[GeneralTracker]:
     """TensorBoard, Weights & Biases and others by the names that accelerate knows, or `GeneralTracker` objects.
 
-    Raises:
-        ValueError: an unknown name, a tracker whose package is not installed, or one that needs a folder and has none.
-
-    >>> open_trackers(["tensorbored"], folder=None)
-    Traceback (most recent call last):
-    ValueError: unknown tracker 'tensorbored'; known: aim, clearml, comet_ml, dvclive, mlflow, swanlab, tensorboard, \
-trackio, wandb
+    A ValueError names a tracker that is unknown, not installed, or needs a folder and has none.
     """
-    found: list[GeneralTracker] = []
     if wanted:
         PartialState()  # the trackers' own log messages ask it which process they are in
-    for name in wanted:
-        if isinstance(name, GeneralTracker):
-            found.append(name)
-            continue
-        if name not in LOGGER_TYPE_TO_CLASS:
-            raise ValueError(f"unknown tracker {name!r}; known: {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}")
-        if name not in map(str, get_available_trackers()):
-            raise ValueError(f"tracker {name!r}: its package is not installed; pip install {name}")
-        kind = LOGGER_TYPE_TO_CLASS[name]
-        if kind.requires_logging_directory and folder is None:
-            raise ValueError(f"tracker {name!r} writes files: give the run an output folder")
-        found.append(kind("gtpo_mini", **({"logging_dir": str(folder)} if kind.requires_logging_directory else {})))
-    return found
+    return [found if isinstance(found, GeneralTracker) else _tracker(found, folder) for found in wanted]
+
+
+def _tracker(name: str, folder: Path | None) -> GeneralTracker:
+    if name not in LOGGER_TYPE_TO_CLASS:
+        raise ValueError(f"unknown tracker {name!r}; known: {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}")
+    if name not in map(str, get_available_trackers()):
+        raise ValueError(f"tracker {name!r}: its package is not installed; pip install {name}")
+    kind = LOGGER_TYPE_TO_CLASS[name]
+    if not kind.requires_logging_directory:
+        return kind("gtpo_mini")
+    if folder is None:
+        raise ValueError(f"tracker {name!r} writes files: give the run an output folder")
+    return kind("gtpo_mini", logging_dir=str(folder))
 
 
 @functools.cache
 def cpu_model() -> str:
-    """The processor's name, and its numbers where the name says little: bits of a result may depend on the model.
-
-    >>> cpu_model() != ""
-    True
-    """
+    """The processor's name, and its numbers where the name says little: bits of a result may depend on the model."""
     facts: dict[str, str] = {}
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines():
-            key, _, value = line.partition(":")
-            facts[key.strip()] = value.strip()
+        first, _, _ = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")
+        facts = dict(re.findall(r"^(.*?)\s*: ?(.*?)\s*$", first, re.MULTILINE))
     parts = [facts.get("model name") or platform.processor() or platform.machine()]
     parts += [f"{key} {facts[key]}" for key in ("cpu family", "model") if key in facts]
     parts += [f"torch uses {torch.backends.cpu.get_cpu_capability()}"]

@@ -1,7 +1,6 @@
 """What a person can set on a command line, in groups: which policy, what is asked, credit, optimiser, run.
 
-Options are the fields of dataclasses, and their comments are the help. A default may depend on another option's value:
-the profile and the model decide how to train, the arm how credit is assigned.
+Options are fields of dataclasses, and their comments are the help. A default may depend on another option's value.
 """
 
 from __future__ import annotations
@@ -15,9 +14,6 @@ from dataclasses import dataclass, field, fields, make_dataclass, replace
 from typing import Annotated, Any
 
 import tyro
-
-if typing.TYPE_CHECKING:
-    from ..policy.model import Policy
 
 from .config import TrainConfig, load_profile
 
@@ -38,8 +34,8 @@ class Model:
     lora_rank: int | None = None  # train a new LoRA adapter of this rank
     adapter: str | None = None  # folder or run of a trained LoRA adapter
 
-    def load(self, seed: int) -> Policy:
-        """The policy."""
+    def load(self, seed: int) -> Any:
+        """The `Policy`."""
         from ..policy.load import load_policy  # here: help must not wait for torch
 
         return load_policy(self.model, self.quantize, self.lora_rank, self.device, seed=seed, adapter=self.adapter)
@@ -107,8 +103,7 @@ def group(*parts: tuple[Any, Iterable[str] | None], doc: str | None = None) -> A
     made = []
     for values, names in parts:
         kind = type(values)
-        source = "".join(inspect.getsource(k) for k in kind.__mro__ if k is not object)
-        notes = dict(re.findall(r"^    (\w+): [^#\n]*#:? (.*)$", source, re.MULTILINE))
+        notes = dict(re.findall(r"^    (\w+): [^#\n]*#:? (.*)$", inspect.getsource(kind), re.MULTILINE))
         for name, hint in typing.get_type_hints(kind).items():
             if names is None or name in names:
                 hint = Annotated[hint, tyro.conf.arg(help=notes.get(name))]

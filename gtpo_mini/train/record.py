@@ -1,8 +1,7 @@
-"""The record of a run: ``metrics.jsonl`` while it runs, and one compact file for many finished runs.
+"""The record of a run: ``metrics.jsonl`` (header, one line a step, footer), whole after a crash at any moment.
 
-``metrics.jsonl`` has a header, one line a step, and a footer; it is whole after a crash at any moment. A compact file
-(`save_runs`) holds a line of problem ids, then a line a run: its header, the metrics that never changed, a list over
-the steps of each other metric, and its footer, with the outcomes of the evaluations as bits.
+A compact file of many finished runs (`save_runs`) holds a line of problem ids, then a line a run: its header, the
+metrics that never changed, a list of each other metric, and the footer with the evaluations' outcomes as bits.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -26,18 +26,12 @@ _CLOCKS = ("time/", "memory/")  # kept with four digits: no two runs agree in mo
 
 @contextlib.contextmanager
 def clear_disk_errors(path: Path) -> Iterator[None]:
-    """Turn what a full or broken disk raises into one error that names the file and the fix.
-
-    Raises:
-        RuntimeError: in place of an `OSError` or of the safetensors writer's own.
-    """
+    """Turn what a full or broken disk raises into one RuntimeError that names the file and the fix."""
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise RuntimeError(
-            f"cannot write {path}: {error}; what was written before is whole: free some disk space (or use another "
-            "output folder), then go on with --resume"
-        ) from error
+        fix = "free some disk space (or use another output folder), then go on with --resume"
+        raise RuntimeError(f"cannot write {path}: {error}; what was written before is whole: {fix}") from error
 
 
 def sync(path: Path) -> None:
@@ -51,79 +45,54 @@ def sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep a run's folder, made if it is not there, for this process; the lock ends with it, however it ends.
-
-    Raises:
-        ValueError: another process is at work there, or the folder cannot be made.
-    """
+    """Keep a run's folder, made if it is not there, for this process; the lock ends with it, however it ends."""
+    where = f"output={str(folder)!r}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder, os.O_RDONLY)
     except OSError as error:
-        raise ValueError(f"output={str(folder)!r}: cannot be made ({error.strerror}); choose another folder") from error
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise ValueError(
-            f"output={str(folder)!r}: another process is at work on this run; let it end, or choose another folder"
-        ) from None
-    except OSError:
-        pass  # some network disks have no locks: one user's runs go there too
-    try:
+        raise ValueError(f"{where}: cannot be made ({error.strerror}); choose another folder") from error
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, handle)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            text = "another process is at work on this run; let it end, or choose another folder"
+            raise ValueError(f"{where}: {text}") from None
+        except OSError:
+            pass  # some network disks have no locks: one user's runs go there too
         yield
-    finally:
-        os.close(handle)
 
 
-class Record:
-    """The lines of a run's ``metrics.jsonl``.
+def append_line(path: Path, kind: str, line: dict) -> None:
+    """Add a line to a ``metrics.jsonl``; only the last one can be half a line, where the process was killed."""
+    with clear_disk_errors(path), path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"kind": kind, **line}) + "\n")
 
-    Args:
-        folder: the run's; `locked` makes it.
-    """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.path = Path(folder) / "metrics.jsonl"
-
-    def append(self, kind: str, line: dict) -> None:
-        """Add a line; only the last line of a file can be half a line, where the process was killed."""
-        with clear_disk_errors(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"kind": kind, **line}) + "\n")
-
-    def rewrite(self, lines: list[dict]) -> None:
-        """Put ``lines`` in place of the whole file, in one move: a crash leaves the old file or the new one."""
-        new = self.path.with_name(self.path.name + ".new")
-        with clear_disk_errors(self.path):
-            with new.open("w", encoding="utf-8") as file:
-                file.writelines(json.dumps(line) + "\n" for line in lines)
-            sync(new)
-            new.replace(self.path)
-            sync(self.path.parent)
-
-    def read(self) -> tuple[list[dict], list[int]]:
-        """As `read_lines`; nothing where there is no file."""
-        return read_lines(self.path) if self.path.exists() else ([], [])
+def rewrite_lines(path: Path, lines: list[dict]) -> None:
+    """Put ``lines`` in place of the whole file, in one move: a crash leaves the old file or the new one."""
+    new = path.with_name(path.name + ".new")
+    with clear_disk_errors(path):
+        new.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        sync(new)
+        new.replace(path)
+        sync(path.parent)
 
 
 def read_lines(path: Path) -> tuple[list[dict], list[int]]:
-    """The lines of a ``metrics.jsonl``, and the numbers of those that are damaged.
+    """The lines of a ``metrics.jsonl``, and the numbers of those that are damaged; a ValueError if it is none.
 
     Half a line at the end, as a kill leaves it, is no damage.
-
-    Raises:
-        ValueError: the file does not begin with a run's header.
     """
     lines, damaged = [], []
     for number, text in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
-        try:
+        with contextlib.suppress(ValueError):
             line = json.loads(text)
-        except ValueError:
-            line = None
-        if isinstance(line, dict) and "kind" in line:
-            lines.append(line)
-        else:
-            damaged.append(number)
+            if isinstance(line, dict) and "kind" in line:
+                lines.append(line)
+                continue
+        damaged.append(number)
     if 1 in damaged or not lines or lines[0]["kind"] != "header":
         raise ValueError(f"{path}: does not begin with a run's header; choose another output folder")
     return lines, damaged
@@ -161,19 +130,21 @@ def read_run(path: str | Path) -> RecordedRun | None:
         lines, damaged = read_lines(Path(path))
     except ValueError:
         return None
-    if damaged or lines[-1].get("kind") != "footer":
+    if damaged or lines[-1]["kind"] != "footer":
         return None
-    return RecordedRun(_translated(lines[0]), tuple(line for line in lines if line["kind"] == "step"), lines[-1])
+    return _run(lines[0], [line for line in lines if line["kind"] == "step"], lines[-1])
+
+
+def _run(header: dict, steps: Sequence[dict], footer: dict) -> RecordedRun:
+    """A run, its configuration as it is written now."""
+    return RecordedRun({**header, "config": translate_config(header.get("config", {}))}, tuple(steps), footer)
 
 
 def load_runs(path: str | Path) -> list[RecordedRun]:
-    """All finished runs of a file, or below a folder, sorted by arm and seed.
+    """All finished runs, sorted by arm and seed; a ValueError where there is none.
 
     Args:
         path: a ``metrics.jsonl``, a file of `save_runs`, or a folder with any of them at any depth.
-
-    Raises:
-        ValueError: no finished run there.
     """
     path = Path(path)
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*.jsonl*") if p.is_file())
@@ -196,37 +167,35 @@ def save_runs(runs: Sequence[RecordedRun], path: str | Path) -> None:
     """Write finished runs into one compact file, "....jsonl.gz"; the same runs give the same bytes.
 
     Everything comes back from `load_runs` as it was, but times and memory, which keep four digits.
-
-    Raises:
-        ValueError: another ending, or no runs.
     """
     path = Path(path)
     if not path.name.endswith(_COMPACT) or not runs:
         raise ValueError(f"path={str(path)!r}: must end in {_COMPACT}, and take at least one run, got {len(runs)}")
     problems: dict[tuple[str, ...], int] = {}  # distinct lists of ids, in order of appearance
-    lines = [json.dumps(_pack(run, problems)) for run in runs]
-    lines.insert(0, json.dumps({"kind": "runs", "problems": list(problems)}))
-    path.write_bytes(gzip.compress("".join(f"{line}\n" for line in lines).encode(), compresslevel=9, mtime=0))
+    packed = [_pack(run, problems) for run in runs]
+    lines = [json.dumps(line) + "\n" for line in ({"kind": "runs", "problems": list(problems)}, *packed)]
+    path.write_bytes(gzip.compress("".join(lines).encode(), compresslevel=9, mtime=0))
 
 
 def _pack(run: RecordedRun, problems: dict[tuple[str, ...], int]) -> dict:
-    constant, columns = {}, {}
-    for key in dict.fromkeys(key for step in run.steps for key in step):
-        column = [step.get(key) for step in run.steps]
-        if key.startswith(_CLOCKS):
-            column = [None if value is None else float(f"{value:.4g}") for value in column]
-        if len({json.dumps(value) for value in column}) == 1:
-            constant[key] = column[0]
-        else:
-            columns[key] = column
+    def kept(key: str, value: Any) -> Any:
+        return float(f"{value:.4g}") if key.startswith(_CLOCKS) and value is not None else value
+
+    keys = dict.fromkeys(key for step in run.steps for key in step)
+    columns = {key: [kept(key, step.get(key)) for step in run.steps] for key in keys}
+    constant = {key: column[0] for key, column in columns.items() if len({json.dumps(value) for value in column}) == 1}
+    columns = {key: column for key, column in columns.items() if key not in constant}
     footer = dict(run.footer)
-    for name, evaluation in run.footer.items():
-        if isinstance(evaluation, dict) and "per_problem" in evaluation:
-            ids, scores = tuple(evaluation["per_problem"]), list(evaluation["per_problem"].values())
-            if all(score in (0.0, 1.0) for score in scores):
-                scores = hex(int("1" + "".join(str(int(score)) for score in scores), 2))
-            footer[name] = {**evaluation, "per_problem": [problems.setdefault(ids, len(problems)), scores]}
+    for name, evaluation in _evaluations(footer).items():
+        ids, scores = tuple(evaluation["per_problem"]), list(evaluation["per_problem"].values())
+        if all(score in (0.0, 1.0) for score in scores):
+            scores = hex(int("1" + "".join(str(int(score)) for score in scores), 2))
+        footer[name] = {**evaluation, "per_problem": [problems.setdefault(ids, len(problems)), scores]}
     return {"header": run.header, "steps": len(run.steps), "constant": constant, "columns": columns, "footer": footer}
+
+
+def _evaluations(footer: dict) -> dict[str, dict]:
+    return {name: found for name, found in footer.items() if isinstance(found, dict) and "per_problem" in found}
 
 
 def _read_compact(path: Path) -> list[RecordedRun]:
@@ -244,16 +213,9 @@ def _unpack(line: dict, problems: list[list[str]]) -> RecordedRun:
         for step, value in zip(steps, column, strict=True):
             if value is not None:
                 step[key] = value
-    footer = line["footer"]
-    for evaluation in footer.values():
-        if isinstance(evaluation, dict) and "per_problem" in evaluation:
-            index, scores = evaluation["per_problem"]
-            if isinstance(scores, str):
-                scores = [float(bit) for bit in bin(int(scores, 16))[3:]]
-            evaluation["per_problem"] = dict(zip(problems[index], scores, strict=True))
-    return RecordedRun(_translated(line["header"]), tuple(steps), footer)
-
-
-def _translated(header: dict) -> dict:
-    """Older headers hold the settings of the credit assignment beside the others."""
-    return {**header, "config": translate_config(header.get("config", {}))}
+    for evaluation in _evaluations(line["footer"]).values():
+        index, scores = evaluation["per_problem"]
+        if isinstance(scores, str):
+            scores = [float(bit) for bit in bin(int(scores, 16))[3:]]
+        evaluation["per_problem"] = dict(zip(problems[index], scores, strict=True))
+    return _run(line["header"], steps, line["footer"])

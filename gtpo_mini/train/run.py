@@ -10,7 +10,6 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from ..policy.model import Policy
 from ..rollout.memory import TrainingStopped
 from .checkpoint import Checkpoints, difference
 from .metrics import open_trackers
-from .record import Record, clear_disk_errors, locked
+from .record import append_line, clear_disk_errors, locked, read_lines, rewrite_lines
 from .update import Update
 
 #: Settings that a run may go on with changed: they touch neither what is drawn nor what is asked for.
@@ -28,17 +27,10 @@ MAY_CHANGE = ("steps", "learning_rate", "max_grad_norm", "tokens_per_pass", "gra
 
 
 class Run:
-    """One run in one folder, entered for the time of its steps.
+    """One run in one folder (None: nothing is kept), entered for the time of its steps.
 
-    Args:
-        folder: where all lies; None: nothing is kept.
-        every: steps from one checkpoint to the next, at least 1; None: no checkpoints, and no policy at the end.
-        resume: go on with the run in ``folder``, if there is one.
-        trackers: names that accelerate knows: where metrics are sent as well.
-
-    Raises:
-        ValueError: ``every`` below 1; a run in ``folder`` without ``resume``; ``resume`` without a folder; a folder
-            that is a file; a tracker that is not installed.
+    A checkpoint is written after ``every`` steps; None: none, and no policy at the end. ``resume`` goes on with the run
+    in the folder, if there is one; ``trackers``, by the names that accelerate knows, get the metrics as well.
 
     >>> with Run(folder=None) as run:
     ...     for step in run.remaining(2):
@@ -60,7 +52,7 @@ class Run:
             raise ValueError(f"checkpoint_every={every}: must be at least 1, or None for no checkpoints")
         if resume and folder is None:
             raise ValueError("--resume (resume=True): needs the output folder of the run that is to go on")
-        self.folder, self.every, self.resume = None if folder is None else Path(folder), every, resume
+        self.folder, self.every = None if folder is None else Path(folder), every
         self.name = "run"
         self.history: list[dict[str, Any]] = []  #: metrics of each step that is done
         self.finished = False  #: the run has its footer
@@ -68,21 +60,21 @@ class Run:
         self._learner: tuple[Policy, torch.optim.Optimizer, Update] | None = None
         self._steps = 0
         self._settled = True  # the weights are those after the last step in `history`
-        self._signals = _Signals()
-        self._held = contextlib.ExitStack()
+        self._interrupts, self._waiting = 0, True  # signals so far; whether they wait for the end of the step
+        self._handlers, self._held = contextlib.ExitStack(), contextlib.ExitStack()
         self.trackers = open_trackers(trackers, self.folder)
         if self.folder is None:
             return
-        self.record = Record(self.folder)
-        if self.folder.exists() and not self.folder.is_dir():
-            raise ValueError(f"output={str(folder)!r}: is a file; name a folder")
-        if (self.folder / "imitation.json").exists():
-            raise ValueError(f"output={str(folder)!r}: holds a cold start; choose another folder")
-        if not resume and (self.record.path.exists() or (self.folder / "checkpoints").exists()):
-            raise ValueError(
-                f"output={str(folder)!r}: holds a run already (metrics.jsonl, checkpoints); go on with it by "
-                "--resume (resume=True), or choose another folder"
-            )
+        self.record = self.folder / "metrics.jsonl"
+        again = "go on with it by --resume (resume=True), or choose another folder"
+        begun = self.record.exists() or (self.folder / "checkpoints").exists()
+        for holds, fault in (
+            (self.folder.exists() and not self.folder.is_dir(), "is a file; name a folder"),
+            ((self.folder / "imitation.json").exists(), "holds a cold start; choose another folder"),
+            (begun and not resume, f"holds a run already; {again}"),
+        ):
+            if holds:
+                raise ValueError(f"output={str(folder)!r}: {fault}")
 
     def __enter__(self) -> Run:
         """Lock the folder, or raise a ValueError if another process is at work there."""
@@ -93,11 +85,7 @@ class Run:
     def begin(
         self, header: dict, identity: dict, policy: Policy, optimizer: torch.optim.Optimizer, update: Update
     ) -> None:
-        """Write the header, or put policy, optimizer and update back as they were after the last checkpoint.
-
-        Raises:
-            ValueError: the folder holds another run.
-        """
+        """Write the header, or put policy, optimizer and update back as they were after the run's last checkpoint."""
         for tracker in self.trackers:
             tracker.start()
             self._held.callback(tracker.finish)
@@ -107,13 +95,11 @@ class Run:
         self._learner = (policy, optimizer, update)
         header, identity = json.loads(json.dumps([{"kind": "header", **header, "identity": identity}, identity]))
         self.checkpoints = Checkpoints(self.folder / "checkpoints", identity)
-        lines, damaged = self.record.read()
+        lines, damaged = read_lines(self.record) if self.record.exists() else ([], [])
         first = lines[0] if lines else header
         if other := difference(identity, first.get("identity")):
-            raise ValueError(
-                f"{self.record.path}: holds another run than the one to go on with: {other}; use the settings it was "
-                "begun with, or another output folder"
-            )
+            fix = "use the settings it was begun with, or another output folder"
+            raise ValueError(f"{self.record}: holds another run than the one to go on with: {other}; {fix}")
         done, wanted = 0, header["config"]["steps"]
         self.saved = self.checkpoints.newest()
         if self.saved is not None:
@@ -126,39 +112,43 @@ class Run:
             for group in optimizer.param_groups:
                 group["lr"] = header["config"]["learning_rate"]
         if damaged:
-            warnings.warn(
-                f"{self.record.path}: line {', '.join(map(str, damaged))} is damaged; steps come from the checkpoint",
-                stacklevel=3,
-            )
+            where = f"{self.record}: line {', '.join(map(str, damaged))}"
+            warnings.warn(f"{where} is damaged; steps come from the checkpoint", stacklevel=3)
         self.finished = done == wanted and bool(lines) and lines[-1].get("kind") == "footer"
         if not self.finished:
             steps = [{"kind": "step", **metrics} for metrics in self.history]
-            self.record.rewrite([self._resumed(first, header, done) if lines or done else header, *steps])
+            rewrite_lines(self.record, [self._resumed(first, header, done) if lines or done else header, *steps])
 
     def remaining(self, steps: int) -> Iterator[int]:
         """The steps that are left, with a bar; between two of them, checkpoints are written and signals heard."""
         self._steps, done = steps, len(self.history)
-        self._signals.catch()
+        if threading.current_thread() is threading.main_thread():  # Python takes signals in no other
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._handlers.callback(signal.signal, number, signal.signal(number, self._interrupt))
         for step in (bar := tqdm(range(done, steps), desc=self.name, unit="step", initial=done, total=steps)):
             yield step
             last = self.history[-1]
             bar.set_postfix(accuracy=f"{last['reward/outcome']:.2f}", turns=f"{last['rollout/turns']:.1f}")
-            if self.every is not None and (len(self.history) % self.every == 0 or len(self.history) == steps):
+            if self.every and (len(self.history) % self.every == 0 or len(self.history) == steps):
                 self._save()
-            self._signals.check()
-        self._signals.release()
+            self._hear()
+        self._handlers.close()
 
     @contextlib.contextmanager
     def sampling(self) -> Iterator[None]:
         """The part of a step that changes nothing yet: a signal ends it at once. After it, the step must be logged."""
-        with self._signals.at_once():
+        self._hear()
+        self._waiting = False
+        try:
             yield
+        finally:
+            self._waiting = True
         self._settled = False
 
     def log(self, metrics: dict[str, Any]) -> dict[str, Any]:
         """Keep a step's metrics, which closes the step; returns them."""
         if self.folder is not None:
-            self.record.append("step", metrics)
+            append_line(self.record, "step", metrics)
         self.history.append(metrics)
         self._settled = True
         for tracker in self.trackers:
@@ -177,26 +167,28 @@ class Run:
                 shutil.rmtree(place, ignore_errors=True)
                 new.replace(place)  # all of it or nothing
         if not self.finished:
-            self.record.append("footer", footer)
+            append_line(self.record, "footer", footer)
             self.finished = True
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         """Save what is whole, and say where to go on from."""
-        self._signals.release()
+        self._handlers.close()
         with self._held:
             if isinstance(error, KeyboardInterrupt | ValueError) and self._settled:
                 self._save()
             if self._learner is None and self.folder is not None:
                 return  # it had not begun
+            where = "nothing was saved: the run has no output folder"
+            if self.folder is not None:
+                where = "there is no checkpoint yet; --resume begins again"
+            if self.saved is not None:
+                where = f"the last checkpoint is {self.saved}; go on from it with --resume"
             if isinstance(error, KeyboardInterrupt) and self._steps:
                 done = f"stopped after {len(self.history)} of {self._steps} steps"
-                raise KeyboardInterrupt(f"{done}; {self._where()}") from None
-            if isinstance(error, TrainingStopped):
-                raise TrainingStopped(f"{error}; {self._where()}") from error
-            if isinstance(error, ValueError) and self.history:
-                raise ValueError(f"{error}; {self._where()}") from error
+                raise KeyboardInterrupt(f"{done}; {where}") from None
+            if isinstance(error, TrainingStopped) or (isinstance(error, ValueError) and self.history):
+                kind = TrainingStopped if isinstance(error, TrainingStopped) else ValueError
+                raise kind(f"{error}; {where}") from error
 
     def _save(self) -> None:
         """A checkpoint after the steps that are done, if that is more than none and there is none of them yet."""
@@ -210,12 +202,6 @@ class Run:
         state = {"tokens_per_pass": update.tokens_per_pass, "history": self.history}
         self.saved = self.checkpoints.save(done, policy, optimizer, state)
 
-    def _where(self) -> str:
-        if self.saved is not None:
-            return f"the last checkpoint is {self.saved}; go on from it with --resume"
-        without = "nothing was saved: the run has no output folder"
-        return without if self.folder is None else "there is no checkpoint yet; --resume begins again"
-
     def _resumed(self, old: dict, new: dict, done: int) -> dict:
         """The first header, with a note of where and how the run went on; and the settings that hold now."""
         was, now = old["config"], new["config"]
@@ -227,40 +213,12 @@ class Run:
         note |= {"step": done, "changed": changed}
         return {**old, "config": now, "resumed": [*old.get("resumed", []), note]}
 
-
-class _Signals:
-    """Ctrl-C and SIGTERM, held back until a step is whole; a second one does not wait.
-
-    In another thread than the main one, where Python takes no signals, it does nothing.
-    """
-
-    def __init__(self) -> None:
-        self.count, self.waiting = 0, True
-        self.handlers: dict[int, Any] = {}
-
-    def catch(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            self.handlers = {number: signal.signal(number, self._take) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def release(self) -> None:
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
-        self.handlers = {}
-
-    def _take(self, number: int, frame: object) -> None:
-        self.count += 1
-        if not self.waiting or self.count > 1:
+    def _interrupt(self, number: int, frame: object) -> None:
+        """Ctrl-C and SIGTERM are held back until a step is whole; a second one does not wait."""
+        self._interrupts += 1
+        if not self._waiting or self._interrupts > 1:
             raise KeyboardInterrupt
 
-    @contextlib.contextmanager
-    def at_once(self) -> Iterator[None]:
-        self.check()
-        self.waiting = False
-        try:
-            yield
-        finally:
-            self.waiting = True
-
-    def check(self) -> None:
-        if self.count:
+    def _hear(self) -> None:
+        if self._interrupts:
             raise KeyboardInterrupt

@@ -6,8 +6,9 @@ import functools
 import random
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +26,20 @@ from ..tasks.task import Task
 from ..types import Problem, Trajectory
 from .checkpoint import identify
 from .config import TrainConfig
-from .metrics import describe_step, run_header
+from .metrics import describe_step, peak_gib, run_header
 from .run import MAY_CHANGE, Run
 from .update import Update
+
+_PARTS = ("rollout", "score", "update")  # of a step, whose times are told
 
 
 class Trainer:
     """Trains a policy on a task.
 
     Args:
-        policy, task: what learns, and from what.
-        config: how.
-        output: folder for ``metrics.jsonl`` (a header, one line a step, a footer), ``checkpoints`` and, at the end,
-            ``policy``; None writes nothing.
-        protocol: how turns are written; None takes fenced code.
-        sandbox: where code runs; None starts one for the time of `train`.
+        policy, task, config: what learns, from what, and how.
+        output: folder for ``metrics.jsonl``, ``checkpoints`` and, at the end, ``policy``; None writes nothing.
+        protocol, sandbox: how turns are written (None: fenced code), and where code runs (None: starts one).
         header: more facts for the run's header (its arm, say).
         checkpoint_every: steps from one checkpoint to the next; the last step, Ctrl-C and SIGTERM make one too.
             None: no checkpoints, and no policy at the end.
@@ -48,9 +48,8 @@ class Trainer:
         trackers: names that accelerate knows ("tensorboard", "wandb"): where metrics are sent to as well.
         record_rollouts: write each step's rollouts to ``rollouts.jsonl`` in ``output``, for `rollouts_page`.
 
-    Raises:
-        ValueError: the output folder already holds a run, and ``resume`` is not set; a tracker that is not installed;
-            rollouts to be recorded without a folder.
+    Raises ValueError where ``output`` holds a run and ``resume`` is not set, or is needed and not given; or for a
+    tracker that is not installed.
     """
 
     def __init__(
@@ -92,12 +91,10 @@ class Trainer:
     def train(self, footer: Callable[[], dict] | None = None) -> list[dict[str, Any]]:
         """Run all steps; returns the metrics of each, which are also written as they come.
 
-        Args:
-            footer: called at the end; what it returns closes ``metrics.jsonl`` (an evaluation, say).
+        What ``footer`` returns, called at the end, closes ``metrics.jsonl`` (an evaluation, say).
 
         Raises:
-            ValueError: a prompt that does not fit; a grader or credit assignment that fails; an output folder with
-                another run than the one to go on with, or where another process is at work.
+            ValueError: a prompt that does not fit; a grader or credit that fails; another run or process in ``output``.
             TrainingStopped: out of memory, or NaN, with no way on; the message says why.
             KeyboardInterrupt: Ctrl-C or SIGTERM, after the last finished step is saved.
             RuntimeError: the disk is full; the last checkpoint is whole.
@@ -121,11 +118,7 @@ class Trainer:
         return run.history
 
     def step(self, engine: RolloutEngine, step: int) -> dict[str, Any]:
-        """One step on fresh rollouts; returns its metrics.
-
-        Raises:
-            ValueError, TrainingStopped: as in `train`.
-        """
+        """One step on fresh rollouts; returns its metrics, and raises as `train` does."""
         config, clock = self.config, [time.perf_counter()]
         with self.run.sampling():
             rollouts = engine.generate(self.problems(step), config.group_size, seed=config.seed * 10**6 + step)
@@ -136,9 +129,17 @@ class Trainer:
         found = self.update(rollouts, advantages, step)
         clock.append(time.perf_counter())
         self.last = (rollouts, rewards, advantages)
-        self._record_rollouts(step, correct)
-        metrics = describe_step(step, rollouts, correct, rewards, advantages, config.group_size, found, clock)
-        self._warn(metrics, rollouts)
+        if self.transcripts is not None:
+            discounted = isinstance(config.credit, Credit) and config.credit.returns
+            returns = [turn_returns(row, config.credit.gamma) for row in rewards] if discounted else None
+            earned = (correct, rewards, advantages, returns)
+            record_rollouts(self.transcripts, step, rollouts, *earned, self.policy, config.group_size)
+        told = describe_step(rollouts, correct, rewards, advantages, config.group_size)
+        times = {f"time/{part}": b - a for part, (a, b) in zip(_PARTS, pairwise(clock), strict=True)}
+        times |= {"time/step": clock[-1] - clock[0], "memory/peak_gib": peak_gib()}
+        metrics = {"step": step, **told, **found, **times}
+        for text in self._doubts(metrics, rollouts):
+            warnings.warn(f"step {step} of {credit_name(config.credit)}: {text}", stacklevel=2)
         self.run.log(metrics)
         self.update.check(step)
         return metrics
@@ -147,50 +148,33 @@ class Trainer:
         """The problems of a step: all of the task's in a fresh order each epoch, fixed by the seed."""
         count, total = self.config.problems_per_step, len(self.task.problems)
         places = [divmod(place, total) for place in range(step * count, (step + 1) * count)]
-        orders = {epoch: _order(self.config.seed, epoch, total) for epoch, _ in places}
-        return [self.task.problems[orders[epoch][index]] for epoch, index in places]
+        return [self.task.problems[_order(self.config.seed, epoch, total)[index]] for epoch, index in places]
 
-    def _record_rollouts(self, step: int, correct: Sequence[bool | float]) -> None:
-        if self.transcripts is None:
-            return
-        (rollouts, rewards, advantages), credit = self.last, self.config.credit
-        returns = None
-        if isinstance(credit, Credit) and credit.returns:
-            returns = [turn_returns(rewards_N, credit.gamma) for rewards_N in rewards]
-        earned = (rewards, advantages, returns)
-        record_rollouts(self.transcripts, step, rollouts, correct, *earned, self.policy, self.config.group_size)
-
-    def _warn(self, metrics: dict[str, Any], rollouts: Sequence[Trajectory]) -> None:
-        """Of what makes a run worthless in silence."""
-        config, found = self.config, []
+    def _doubts(self, metrics: dict[str, Any], rollouts: Sequence[Trajectory]) -> Iterator[str]:
+        """What makes a run worthless in silence."""
+        config = self.config
         if metrics["group/silent"] == 1.0:
-            found.append(
-                "teaches nothing: every group's rollouts got the same reward (accuracy "
-                f"{metrics['reward/outcome']:.2f}); the problems are too hard or too easy for this policy"
-            )
+            accuracy = f"{metrics['reward/outcome']:.2f}; the problems are too hard or too easy for this policy"
+            yield f"teaches nothing: every group's rollouts got the same reward (accuracy {accuracy})"
         if metrics["rollout/truncated"] > 0.5:
-            found.append(
-                f"{metrics['rollout/truncated']:.0%} of the rollouts were cut off before they ended; raise "
-                f"max_turn_tokens ({config.max_turn_tokens}) or max_context ({config.max_context})"
-            )
+            limits = f"max_turn_tokens ({config.max_turn_tokens}) or max_context ({config.max_context})"
+            yield f"{metrics['rollout/truncated']:.0%} of the rollouts were cut off before they ended; raise {limits}"
         if not self.history and not metrics["rollout/calls"]:
             texts = [turn.text for rollout in rollouts for turn in rollout.turns]
             others = [name for name in PROTOCOLS if any(load_protocol(name).read(text).code for text in texts)]
             hint = f"; its turns hold calls of protocol {others[0]!r}" if others else ""
-            found.append(
-                f"none of {len(rollouts)} rollouts called the tool{hint}; likely cause: protocol "
-                f"{self.protocol.name!r} is not the one this model was taught (known: {', '.join(PROTOCOLS)}), or the "
-                "model needs a cold start (imitate)"
+            cause = (
+                f"protocol {self.protocol.name!r} is not the one this model was taught (known: {', '.join(PROTOCOLS)})"
+            )
+            yield (
+                f"none of {len(rollouts)} rollouts called the tool{hint}; likely cause: {cause}, or the model needs a "
+                "cold start (imitate)"
             )
         # Rounding alone gives 1e-6 in float32, and 0.01 or so where 16 bits flow through the model.
         gap, usual = metrics["loss/sampler_mismatch"], 1e-4 if self.policy.dtype == torch.float32 else 0.1
         if gap > usual:
-            found.append(
-                f"the update sees another policy than the one that sampled, by {gap:.2g} nats a token (rounding: up to "
-                f"{usual:g}); does the model compute otherwise token by token, or in training?"
-            )
-        for text in found:
-            warnings.warn(f"step {metrics['step']} of {credit_name(config.credit)}: {text}", stacklevel=3)
+            far = f"{gap:.2g} nats a token (rounding: up to {usual:g})"
+            yield f"the update sees another policy than the one that sampled, by {far}; does it compute otherwise?"
 
 
 @functools.lru_cache(maxsize=4)

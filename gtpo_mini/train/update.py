@@ -15,7 +15,7 @@ from ..rollout.memory import Result, TrainingStopped, within_memory
 from ..types import Trajectory
 from .config import TrainConfig
 from .loss import clipped_surrogate, importance_weights, token_logprobs
-from .metrics import mean
+from .metrics import Rows, mean
 from .packing import packed_tokens, passes, per_token
 
 MAX_SKIPPED = 3  #: optimiser steps skipped in a row, at which a run stops
@@ -35,20 +35,11 @@ class Update:
         self.skipped = 0  #: optimiser steps skipped in a row
         self._now: list[Trajectory] = []  # of the pass under way
 
-    def __call__(
-        self, rollouts: Sequence[Trajectory], advantages: Sequence[Sequence[float]], step: int
-    ) -> dict[str, float]:
-        """One batch; the loss is a mean over the policy tokens of each (mini)batch.
+    def __call__(self, rollouts: Sequence[Trajectory], advantages: Rows, step: int) -> dict[str, float]:
+        """One batch: the loss is a mean over the policy tokens of each minibatch, whose order ``step`` seeds.
 
-        Args:
-            rollouts, advantages: R rollouts; one list a rollout, one number a turn.
-            step: seeds the order of the minibatches.
-
-        Returns:
-            Metrics, the same keys each time, all finite: a skipped optimiser step adds to ``update/skipped`` only.
-
-        Raises:
-            TrainingStopped: a single rollout does not fit into memory.
+        Returns metrics, the same keys each time and all finite: a skipped optimiser step only adds to
+        ``update/skipped``. `TrainingStopped` is raised where a single rollout does not fit into memory.
         """
         config = self.config
         sums, norms, read, skipped = dict.fromkeys(_SUMS, 0.0), [], 0, 0
@@ -61,9 +52,8 @@ class Update:
         try:
             before = self._tried(self._before, rollouts, order) if config.minibatches > 1 else {}
             for part in range(config.minibatches):
-                found, tokens, norm = self._tried(
-                    self._gradient, rollouts, advantages, order[part :: config.minibatches], before
-                )
+                members = order[part :: config.minibatches]
+                found, tokens, norm = self._tried(self._gradient, rollouts, advantages, members, before)
                 if sampled and all(map(math.isfinite, (norm, *found.values()))):
                     self._apply()
                     self.skipped = 0
@@ -75,40 +65,37 @@ class Update:
                     skipped += 1
         finally:
             self.policy.model.eval()
-        return {
-            **{key: value / max(1, read) for key, value in sums.items()},
-            "grad/norm": mean(norms),
-            "update/skipped": skipped,
-            "update/tokens_per_pass": self.tokens_per_pass,
-        }
+        means = {key: value / max(1, read) for key, value in sums.items()}
+        told = {"grad/norm": mean(norms), "update/skipped": skipped, "update/tokens_per_pass": self.tokens_per_pass}
+        return {**means, **told}
 
     def check(self, step: int) -> None:
-        """Stop a run whose last optimiser steps were all skipped.
-
-        Raises:
-            TrainingStopped: `MAX_SKIPPED` or more in a row; the message names the likely cause.
-        """
-        if self.skipped >= MAX_SKIPPED:
-            raise TrainingStopped(
-                f"step {step}: the loss or its gradient was NaN or infinite in {self.skipped} optimiser steps in a "
-                f"row, which were skipped; likely cause: {self._likely_cause()}"
+        """Raise `TrainingStopped`, with the likely cause, if the last `MAX_SKIPPED` optimiser steps were skipped."""
+        if self.skipped < MAX_SKIPPED:
+            return
+        named = self.policy.model.named_parameters()
+        floats = ((name, weight) for name, weight in named if weight.is_floating_point())
+        broken = next((name for name, weight in floats if not torch.isfinite(weight).all()), None)
+        cause = f"a learning_rate ({self.config.learning_rate:g}) that is too high; lower it or max_grad_norm"
+        if self.policy.dtype == torch.float16:
+            cause = f"numbers too large for float16; use bfloat16 or float32, or {cause}"
+        if broken:
+            fix = (
+                "go on from the last checkpoint, with a lower learning_rate; at the first step, check the model's files"
             )
+            cause = f"the weight {broken} holds NaN or infinity; {fix}"
+        what = f"the loss or its gradient was NaN or infinite in {self.skipped} optimiser steps in a row"
+        raise TrainingStopped(f"step {step}: {what}, which were skipped; likely cause: {cause}")
 
     def _apply(self) -> None:
         try:
             self.optimizer.step()
         except torch.OutOfMemoryError as error:  # some weights may have changed: to do it again would not be exact
-            raise TrainingStopped(
-                "out of GPU memory while the optimiser changes the weights; train a LoRA adapter (lora_rank) or a "
-                "smaller one, or a smaller model"
-            ) from error
+            fix = "train a LoRA adapter (lora_rank) or a smaller one, or a smaller model"
+            raise TrainingStopped(f"out of GPU memory while the optimiser changes the weights; {fix}") from error
 
     def _gradient(
-        self,
-        rollouts: Sequence[Trajectory],
-        advantages: Sequence[Sequence[float]],
-        members: Sequence[int],
-        before: dict[int, torch.Tensor],
+        self, rollouts: Sequence[Trajectory], advantages: Rows, members: Sequence[int], before: dict[int, torch.Tensor]
     ) -> tuple[dict[str, float], int, float]:
         """The clipped gradient of one (mini)batch; returns sums over its tokens, their number, and the norm."""
         config = self.config
@@ -147,8 +134,7 @@ class Update:
         for batch in passes(rollouts, members, self.tokens_per_pass):
             self._now = [rollouts[i] for i in batch]
             logprobs = token_logprobs(self.policy, self._now, self.config.temperature)  # (M,)
-            parts = logprobs.split([sum(rollout.loss_mask) for rollout in self._now])
-            found |= dict(zip(batch, parts, strict=True))
+            found |= zip(batch, logprobs.split([sum(rollout.loss_mask) for rollout in self._now]), strict=True)
         return found
 
     def _tried(self, work: Callable[..., Result], *arguments) -> Result:
@@ -156,31 +142,16 @@ class Update:
         begin = self.tokens_per_pass
         result = within_memory(functools.partial(work, *arguments), self._halve)
         if self.tokens_per_pass < begin:
-            warnings.warn(
-                f"out of GPU memory: tokens_per_pass goes from {begin} to {self.tokens_per_pass} for the rest of the "
-                "run, and this update was computed again; nothing is lost but time",
-                stacklevel=4,
-            )
+            change = f"tokens_per_pass goes from {begin} to {self.tokens_per_pass} for the rest of the run"
+            warnings.warn(f"out of GPU memory: {change}; this update was computed again", stacklevel=4)
         return result
 
     def _halve(self) -> None:
         self.optimizer.zero_grad()
         if len(self._now) < 2:
-            raise TrainingStopped(
-                f"out of GPU memory in a pass of one rollout ({sum(len(r.token_ids) for r in self._now)} tokens); "
-                "use gradient_checkpointing, a shorter max_context or max_turn_tokens, a 4-bit base (quantize nf4), "
-                "a smaller LoRA rank or a smaller model"
-            )
+            fix = "use gradient_checkpointing, a shorter max_context or max_turn_tokens, a 4-bit base (quantize nf4), "
+            fix += "a smaller LoRA rank or a smaller model"
+            size = sum(len(rollout.token_ids) for rollout in self._now)
+            raise TrainingStopped(f"out of GPU memory in a pass of one rollout ({size} tokens); {fix}")
         # A pass may be far smaller than what is allowed: halving that would try the same pass again.
         self.tokens_per_pass = max(1, min(self.tokens_per_pass, packed_tokens(self._now)) // 2)
-
-    def _likely_cause(self) -> str:
-        for name, weight in self.policy.model.named_parameters():
-            if weight.is_floating_point() and not bool(torch.isfinite(weight).all()):
-                return (
-                    f"the weight {name} holds NaN or infinity; go on from the last checkpoint, with a lower "
-                    "learning_rate, or check the model's files if this was the first step"
-                )
-        precision = str(self.policy.dtype).removeprefix("torch.")
-        overflow = f"numbers too large for {precision}; use bfloat16 or float32, or " if precision == "float16" else ""
-        return f"{overflow}a learning_rate ({self.config.learning_rate:g}) that is too high; lower it or max_grad_norm"
