@@ -88,7 +88,7 @@ MUTANTS = [
     Mutant("moved rows keep their prompt", "rollout/forward.py", "self.groups[target], self.bases[target] = self.groups[source], self.bases[source]", "pass", ENGINE),
     Mutant("another group's prompt", "rollout/forward.py", "leading = list(rows) == list(range(len(rows)))", "leading = len(rows) == len(self.groups)", ENGINE),
     Mutant("sessions are shared", "rollout/engine.py", "            rollout.session = self.sandbox.session()\n", "            rollout.session = self.rollouts[0].session = self.rollouts[0].session or self.sandbox.session()\n", ENGINE),
-    Mutant("tool output is a policy's", "rollout/builder.py", "self._extend(ids, 0, [0.0] * len(ids))", "self._extend(ids, 1, [0.0] * len(ids))", ENGINE),
+    Mutant("tool output is a policy's", "rollout/builder.py", "self.push(ids, [0.0] * len(ids))\n        self._label(0)", "self.push(ids, [0.0] * len(ids))\n        self._label(1)", ENGINE),
     Mutant("special tokens are dropped", "policy/model.py", "skip_special_tokens=False", "skip_special_tokens=True", ENGINE + " tests/test_policy.py"),
     Mutant("a tool may write special tokens", "policy/model.py", "split_special_tokens=True", "split_special_tokens=False", ENGINE + " tests/test_policy.py"),
     Mutant("4-bit weights are repacked", "policy/model.py", "module.support_avx512bf16_for_cpu = False", "pass", "tests/test_policy.py"),

@@ -545,14 +545,14 @@ def test_a_rollout_that_does_not_fit_stops_the_run_and_names_the_mends(tmp_path,
 
 def test_rollouts_that_do_not_fit_are_decoded_fewer_at_once(sandbox):
     policy = load_policy("tiny", device="cpu")
-    forward = policy.hidden_states
+    logits = policy.logits
 
-    def limited(ids, **how):
-        if not policy.model.training and ids.shape[0] > 3:
+    def limited(hidden):
+        if not policy.model.training and hidden.shape[0] > 3:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return forward(ids, **how)
+        return logits(hidden)
 
-    policy.hidden_states = limited
+    policy.logits = limited
     with pytest.warns(UserWarning, match="out of GPU memory: 2 rollouts are decoded at once, not 4"):
         one = trainer(config=replace(SMALL, steps=1), policy=policy, sandbox=sandbox)
         one.train()

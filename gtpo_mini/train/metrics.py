@@ -93,7 +93,7 @@ def peak_gib() -> float:
 @functools.cache
 def _commit() -> str:
     """The commit of the source tree, "+" behind it if files differ from it; "unknown" outside a checkout."""
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).resolve().parents[1]
 
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
