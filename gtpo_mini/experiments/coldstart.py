@@ -1,8 +1,7 @@
 """The tiny policy: its tokenizer, its configuration, and its cold start on imperfect traces.
 
-``gtpo-mini coldstart`` makes ``data/tiny_policy`` again. The policy is an ordinary Llama model of
-0.5 M parameters; it imitates solutions of the task 'branching' in which up to half of the calls are bad, so
-that it starts with reward to gain.
+The policy is an ordinary Llama model of 0.5 M parameters; it imitates solutions of the task 'branching' in which up to
+half of the calls are bad, so that it starts with reward to gain.
 """
 
 from __future__ import annotations
@@ -38,14 +37,9 @@ _CHAT_TEMPLATE = (
 
 
 def train_tokenizer(texts: list[str], vocabulary: int = 640) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer (any text can be encoded), one token a digit, ChatML template.
+    """A byte-level BPE tokenizer (any text can be encoded) of at least 259 tokens, one a digit; ChatML template.
 
-    Tokens may span words and lines, so that what every turn repeats ("```python" and "print(", say) costs one
-    token: rollouts of half the length train twice as fast.
-
-    Args:
-        texts: to learn merges from.
-        vocabulary: most tokens, special ones included; at least 259.
+    Tokens may span words and lines, so that what every turn repeats costs one token: half the length, twice as fast.
     """
     tokenizer = Tokenizer(models.BPE())
     of_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -102,14 +96,7 @@ STAGES = (
 
 
 def cold_start(folder: Path = TINY_FOLDER, stages: Sequence[Stage] = STAGES, batch: int = 32, seed: int = 0) -> Policy:
-    """Make the tiny policy: tokenizer, traces, supervised training on policy tokens; saved to ``folder``.
-
-    Args:
-        folder: where the checkpoint goes.
-        stages: what is imitated, one after the other.
-        batch: traces a step.
-        seed: of weights, problems, traces and batches; all problems are of the split "train".
-    """
+    """Make the tiny policy: tokenizer, traces, supervised training on policy tokens; saved to ``folder``."""
     torch.set_num_threads(1)
     protocol = load_protocol()
     with Sandbox() as sandbox:
@@ -133,18 +120,9 @@ def cold_start(folder: Path = TINY_FOLDER, stages: Sequence[Stage] = STAGES, bat
 
 
 def learn_stage(policy: Policy, stage: Stage, number: int, batch: int, seed: int, sandbox: Sandbox) -> float:
-    """One stage of supervised training on traces of 'branching'.
+    """One stage of supervised training on traces of 'branching', ``batch`` a step; each ``number`` has other problems.
 
-    Args:
-        policy: is trained in place.
-        stage: what is imitated.
-        number: of the stage: each draws other problems, all of the split "train".
-        batch: traces a step.
-        seed: of problems, traces and batches.
-        sandbox: runs the traces' calls.
-
-    Returns:
-        The mean loss of the last 32 steps, in nats a policy token.
+    Returns the mean loss of the last 32 steps, in nats a policy token.
     """
     rng, chat = random.Random(seed + 1000 * number), Chat(policy, load_protocol())
     problems = draw_problems(stage.traces, "train", seed=1_000_003 * (number + 1) + seed, **stage.task)

@@ -1,24 +1,84 @@
-"""Accuracy, pass@k and maj@k of a policy on held-out problems, with intervals and per-problem results."""
+"""Graded rollouts of a policy on a task, and what they say: accuracy, pass@k and maj@k, with intervals."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from ..policy.model import Policy
-from ..rollout.protocol import ToolProtocol
+from ..rollout.engine import RolloutEngine
+from ..rollout.protocol import ToolProtocol, load_protocol
 from ..rollout.settings import SamplingSettings
 from ..sandbox import Sandbox
 from ..tasks.task import Task
 from ..train.metrics import describe_rollouts, mean
-from .sample import Group, sample
+from ..types import Trajectory
 from .stats import Interval, pass_at_k, t_interval, wilson_interval
+
+
+class Group(NamedTuple):
+    """The G rollouts of one problem, and their grades."""
+
+    rollouts: list[Trajectory]
+    correct: list[bool | float]
+
+
+def sample(
+    policy: Policy,
+    task: Task,
+    problems: int = 1,
+    group_size: int = 8,
+    seed: int = 0,
+    settings: SamplingSettings | None = None,
+    protocol: ToolProtocol | None = None,
+    sandbox: Sandbox | None = None,
+    finished: Callable[[Group], None] | None = None,
+) -> list[Group]:
+    """Roll a policy out on a task's first problems, and grade the answers.
+
+    Args:
+        policy, task: who solves what.
+        problems: how many of the task's problems, from the first; at least 1.
+        group_size: rollouts a problem, at least 1.
+        seed: of the sampling.
+        settings: how to sample; None: the defaults.
+        protocol, sandbox: None takes fenced code, and a sandbox of its own.
+        finished: called with each group as soon as it is whole and graded.
+
+    Returns one `Group` a problem, in the task's order. Raises ValueError for no problems or an empty group, a prompt
+    that does not fit, or a grader that fails.
+
+    >>> from gtpo_mini import load_policy, load_task
+    >>> groups = sample(load_policy("tiny"), load_task("branching"), problems=2, group_size=3)
+    >>> [len(rollouts) for rollouts, correct in groups]
+    [3, 3]
+    """
+    if problems < 1:
+        raise ValueError(f"problems={problems}: must be at least 1")
+    stopped: dict[int, dict[int, Trajectory]] = {}
+    graded: dict[int, Group] = {}
+
+    def grade(number: int, rollout: Trajectory) -> None:
+        place = number // group_size
+        group = stopped.setdefault(place, {})
+        group[number] = rollout
+        if len(group) == group_size and place not in graded:  # out of GPU memory, the engine begins again
+            rollouts = [group[number] for number in sorted(group)]
+            graded[place] = Group(rollouts, [task.grade(rollout.problem, rollout.answer) for rollout in rollouts])
+            if finished is not None:
+                finished(graded[place])
+
+    with ExitStack() as stack:
+        sandbox = sandbox or stack.enter_context(Sandbox())
+        engine = RolloutEngine(policy, protocol or load_protocol(), sandbox, settings)
+        engine.generate(task.problems[:problems], group_size, seed, grade)
+    return [graded[place] for place in sorted(graded)]
 
 
 @dataclass(frozen=True)
@@ -50,7 +110,7 @@ class Evaluation:
         return ", ".join(f"{name} {i.estimate:.3f} [{i.low:.3f}, {i.high:.3f}]" for name, i in found.items())
 
     def pass_at(self, k: int) -> float:
-        """Unbiased estimate that one of k samples is right; k at most the number of samples."""
+        """Unbiased estimate that at least one of k samples is right; k at most the number of samples."""
         return self.pass_interval(k).estimate
 
     def pass_interval(self, k: int) -> Interval:
@@ -93,7 +153,7 @@ def powers_of_two(most: int) -> list[int]:
     >>> powers_of_two(6)
     [1, 2, 4, 6]
     """
-    return [*(k for k in (2**i for i in range(most.bit_length())) if k < most), most]
+    return sorted({*(2**i for i in range(most.bit_length())), most})
 
 
 def evaluate(
@@ -108,24 +168,17 @@ def evaluate(
     output: str | Path | None = None,
     header: Mapping[str, Any] | None = None,
 ) -> Evaluation:
-    """Roll a policy out on a task and grade it.
+    """Roll a policy out on a task and grade it: `sample`, counted.
 
     Args:
-        policy, task: who solves what.
+        policy, task, seed, protocol, sandbox: as in `sample`.
         settings: how to sample; ``temperature=0`` is greedy.
-        samples: k rollouts a problem, at least 1.
-        problems: how many of the task's problems, from the first; None: all.
-        protocol, sandbox: as in `Trainer`; None takes fenced code, and a sandbox of its own.
-        seed: of the sampling.
-        output: a new JSON-lines file for `compare`: a header, a line a problem as soon as its samples are graded (a
-            call that is killed leaves those), and the totals.
-        header: more facts for the header.
+        samples, problems: k >= 1 rollouts for each of the task's first P problems; None: for all.
+        output: a new JSON-lines file for `compare`: a header (with what ``header`` holds), a line a problem as soon as
+            its samples are graded (a call that is killed leaves those), and the totals.
 
-    Returns:
-        An `Evaluation` of P problems.
-
-    Raises:
-        ValueError: no samples, or no problems; a file that is there already or cannot be written.
+    Returns an `Evaluation` of P problems. Raises ValueError for no samples or no problems, or for a file that is there
+    already or cannot be written.
     """
     for name, number in (("samples", samples), ("problems", problems)):
         if number is not None and number < 1:
@@ -139,9 +192,10 @@ def evaluate(
 
         def finished(group: Group) -> None:
             problem, answers = group.rollouts[0].problem, [rollout.answer for rollout in group.rollouts]
-            line = {"id": problem.id, "question": _digest(problem.question), "gold": problem.answer}
-            line |= {"correct": group.correct, "answers": answers}
-            lines[id(group)] = line | {"majority_correct": task.grade(problem, _most_frequent(answers))}
+            digest = hashlib.sha256(problem.question.encode()).hexdigest()[:16]  # two files may use one id twice
+            line = {"id": problem.id, "question": digest, "gold": problem.answer, "correct": group.correct}
+            majority = task.grade(problem, _most_frequent(answers))
+            lines[id(group)] = {**line, "answers": answers, "majority_correct": majority}
             _write(file, {"kind": "problem", **lines[id(group)]})
 
         groups = sample(policy, task, len(chosen), samples, seed, settings, protocol, sandbox, finished)
@@ -159,21 +213,17 @@ def evaluate(
 
 
 def require_new(path: str | Path) -> Path:
-    """The path of a file that can be made, before hours of work; its folder is made.
-
-    Raises:
-        ValueError: it is there already, or cannot be written.
-    """
+    """The path of a file that can be made, or a ValueError, before hours of work; its folder is made."""
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.open("x").close()
         path.unlink()
-    except FileExistsError as error:
-        what = "is a folder; name a file" if path.is_dir() else "is there already; choose another file"
-        raise ValueError(f"output={str(path)!r}: {what if path.exists() else 'cannot be written'}") from error
     except OSError as error:
-        raise ValueError(f"output={str(path)!r}: cannot be written ({error.strerror}); choose another file") from error
+        why = f"cannot be written ({error.strerror}); choose another file"
+        if isinstance(error, FileExistsError) and path.exists():
+            why = "is a folder; name a file" if path.is_dir() else "is there already; choose another file"
+        raise ValueError(f"output={str(path)!r}: {why}") from error
     return path
 
 
@@ -181,11 +231,6 @@ def _write(file: TextIO | None, line: dict) -> None:
     if file is not None:
         file.write(json.dumps(line) + "\n")
         file.flush()
-
-
-def _digest(question: str) -> str:
-    """So that two files with equal ids but other questions are told apart."""
-    return hashlib.sha256(question.encode()).hexdigest()[:16]
 
 
 def _most_frequent(answers: Sequence[str | None]) -> str | None:

@@ -50,9 +50,6 @@ REGIMES: dict[str, Regime] = {
 def load_regime(name: str) -> Regime:
     """A regime by name.
 
-    Raises:
-        ValueError: unknown name.
-
     >>> load_regime("long").task
     {'steps': 5}
     """
@@ -62,12 +59,7 @@ def load_regime(name: str) -> Regime:
 
 
 def regime_policy(name: str, folder: Path | None = None) -> Path:
-    """The folder of a regime's starting policy; made (a minute or two on one core, fixed seeds) if it is not there yet.
-
-    Args:
-        name: a key of `REGIMES`.
-        folder: where starting policies are kept; None: ``policies`` in the results folder.
-    """
+    """The folder of a regime's starting policy; made if it is not there yet (a minute or two, fixed seeds)."""
     regime = load_regime(name)
     made_of = repr(regime).encode() + (TINY_FOLDER / "model.safetensors").read_bytes()
     path = (folder or results_folder() / "policies") / f"{name}-{hashlib.sha256(made_of).hexdigest()[:8]}"

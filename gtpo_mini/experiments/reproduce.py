@@ -33,18 +33,9 @@ def expected_seconds(notebook: nbformat.NotebookNode) -> int:
 
 
 def reproduce(output: str | Path = "results", names: list[str] | None = None) -> list[Path]:
-    """Run the notebooks in reading order; write executed HTML and figures to ``output``.
+    """Run the notebooks whose names begin so ("02"; None: all) in reading order; write HTML and figures to ``output``.
 
-    Args:
-        output: folder for the results.
-        names: beginnings of notebook names ("02"); None: all.
-
-    Returns:
-        The HTML files.
-
-    Raises:
-        RuntimeError: a notebook failed; its name, the error, and where the executed part was written.
-        ValueError: no notebook of such a name.
+    Returns the HTML files; raises a RuntimeError that names the notebook that failed and where its HTML is.
     """
     paths = [path for path in sorted(NOTEBOOKS.glob("*.ipynb")) if not names or path.name.startswith(tuple(names))]
     if not paths:
