@@ -22,23 +22,9 @@ from tyro.conf import Positional
 import gtpo_mini as gm
 
 from .credit.credit import Credit, load_arm
+from .train import options
 from .train.config import TrainConfig
-from .train.options import (
-    OPTIMISER,
-    ROLLOUT,
-    RUN,
-    SAMPLING,
-    Arm,
-    Asked,
-    Graded,
-    Imitated,
-    Kept,
-    Model,
-    defaults,
-    given,
-    group,
-    taken,
-)
+from .train.options import SAMPLING, Asked, Model, defaults, given, group, taken
 
 ERROR = 2  # exit status of bad input
 
@@ -59,10 +45,10 @@ def train(argv: list[str]) -> None:
         train,
         argv,
         model=model,
-        rollout=group((Asked(task), None), (config, ROLLOUT)),
-        credit=group((Arm(arm), None), *([(credit, None)] if own else [])),
-        optimiser=group((config, OPTIMISER), doc="How the weights change."),
-        run=group((Kept(), None), (config, RUN)),
+        rollout=group((Asked(task), None), (config, options.ROLLOUT)),
+        credit=group((options.Arm(arm), None), *([(credit, None)] if own else [])),
+        optimiser=group((config, options.OPTIMISER), doc="How the weights change."),
+        run=group((options.Kept(), None), (config, options.RUN)),
     )
     rollout, run = chosen.rollout, chosen.run
     credit = Credit(**taken(Credit, chosen.credit)) if own else credit
@@ -88,7 +74,7 @@ def evaluate(argv: list[str]) -> None:
     """Grade a policy on a task."""
     config, model, task = defaults(argv, "lora_rank")
     rollout = group((Asked(task), None), (config, (*SAMPLING, "seed")))
-    chosen = _options(evaluate, argv, model=model, rollout=rollout, evaluation=group((Graded(), None)))
+    chosen = _options(evaluate, argv, model=model, rollout=rollout, evaluation=group((options.Graded(), None)))
     rollout, wanted, samples = chosen.rollout, chosen.evaluation, chosen.evaluation.samples
     from .experiments.evaluate import require_new
     from .train.metrics import run_header
@@ -114,7 +100,7 @@ def imitate(argv: list[str]) -> None:
     """Cold start: supervised training on traces, own ones or the model's own right rollouts."""
     config, model, task = defaults(argv, "adapter")
     rollout = group((Asked(task), None), (config, (*SAMPLING, "seed")))
-    imitated = Imitated(given(argv, "--output") or "")
+    imitated = options.Imitated(given(argv, "--output") or "")
     chosen = _options(imitate, argv, model=model, rollout=rollout, imitation=group((imitated, None)))
     rollout, how = chosen.rollout, chosen.imitation
     folder = Path(how.output)

@@ -61,8 +61,7 @@ def differences(
     An arm's runs that never moved are one policy graded with one set of draws: only the first of them counts.
     Raises ValueError for fewer than two common seeds that count, unlike problems, or two runs of one arm and seed.
     """
-    found = []
-    theirs = _by_seed(runs, base)
+    found, theirs = [], _by_seed(runs, base)
     for arm in arms:
         pairs = _distinct([(run, theirs[seed]) for seed, run in _by_seed(runs, arm).items() if seed in theirs])
         if len(pairs) < 2:
@@ -88,20 +87,12 @@ def corrected(found: Sequence[Difference]) -> list[Difference]:
 
 
 def points(interval: Interval) -> str:
-    """A difference in points.
-
-    >>> points(Interval(-0.005, -0.036, 0.026))
-    '-0.5 [-3.6, +2.6]'
-    """
+    """A difference in points, e.g. "-0.5 [-3.6, +2.6]"."""
     return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * value for value in interval))
 
 
 def percent(shares: Sequence[float]) -> str:
-    """Mean of seeds with its t-interval in percent, within [0, 100].
-
-    >>> percent([0.7, 0.8])
-    '75.0 [11.5, 100.0]'
-    """
+    """Mean of seeds with its t-interval in percent, e.g. "75.0 [11.5, 100.0]"."""
     return "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * value for value in t_interval(shares, share=True)))
 
 
@@ -165,8 +156,7 @@ def compare(a: str | Path | RecordedRun | Scores, b: str | Path | RecordedRun | 
     a_P, b_P = _pair([first.scores, second.scores])
     gaps_P = [after - before for before, after in zip(a_P, b_P, strict=True)]
     difference = _bootstrap(b_P, a_P)
-    sd = stdev(gaps_P)
-    worse, better = sum(gap < 0 for gap in gaps_P), sum(gap > 0 for gap in gaps_P)
+    sd, worse, better = stdev(gaps_P), sum(gap < 0 for gap in gaps_P), sum(gap > 0 for gap in gaps_P)
     return Comparison(
         *(first.name, second.name, len(gaps_P), mean(a_P), mean(b_P), difference, worse, better),
         p_value=float(binomtest(better, better + worse).pvalue) if better + worse else 1.0,
@@ -184,10 +174,17 @@ def read_scores(source: str | Path | RecordedRun | Scores) -> Scores:
         return source
     name = f"{source.arm} seed {source.seed}" if isinstance(source, RecordedRun) else str(source)
     try:
-        run = source if isinstance(source, RecordedRun) else _run_in(Path(source))
-        if run is not None:
-            scores = {str(key): float(score) for key, score in run.footer["sampled"]["per_problem"].items()}
-            return Scores(name, dict(sorted(scores.items())), run.header["task"])
+        if isinstance(source, RecordedRun):
+            runs = [source]
+        elif Path(source).is_dir() or Path(source).suffix == ".gz":
+            runs = load_runs(source)
+        else:
+            runs = list(filter(None, [read_run(source)]))
+        if len(runs) > 1:
+            raise ValueError(f"holds {len(runs)} runs; name one run's folder or metrics.jsonl")
+        if runs:
+            scores = {str(key): float(score) for key, score in runs[0].footer["sampled"]["per_problem"].items()}
+            return Scores(name, dict(sorted(scores.items())), runs[0].header["task"])
         lines = [json.loads(line) for line in Path(source).read_text("utf-8").splitlines() if line.strip()]
         if not lines:
             raise ValueError("is empty")
@@ -205,15 +202,6 @@ def read_scores(source: str | Path | RecordedRun | Scores) -> Scores:
         raise ValueError(f"{name!r}: no results per problem; make them: gtpo-mini evaluate --output FILE") from error
     except ValueError as error:
         raise ValueError(f"{name!r}: {error}") from error
-
-
-def _run_in(path: Path) -> RecordedRun | None:
-    if not path.is_dir() and path.suffix != ".gz":
-        return read_run(path)
-    runs = load_runs(path)
-    if len(runs) > 1:
-        raise ValueError(f"holds {len(runs)} runs; name one run's folder or metrics.jsonl")
-    return runs[0]
 
 
 def _by_seed(runs: Sequence[RecordedRun], arm: str) -> dict[int, RecordedRun]:

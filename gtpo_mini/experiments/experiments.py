@@ -27,9 +27,9 @@ from ..train.config import load_profile
 from ..train.metrics import mean
 from ..train.record import RecordedRun, read_run
 from ..train.trainer import Trainer
+from .coldstart import load_regime, regime_policy
 from .compare import by_arm
 from .evaluate import evaluate
-from .regimes import load_regime, regime_policy
 from .stats import t_interval
 
 _EVAL_ROWS = 256  # rollouts decoded at once in an evaluation, which keeps nothing for a backward pass
@@ -98,19 +98,16 @@ def run_arms(
     """Every arm with every seed, each run in a process of its own with one thread; a bar over all steps.
 
     Args:
-        arms, seeds: what to run: keys of `ARMS`; a seed decides problems and sampling, and is paired across arms.
-        output: gets a folder a run, ``<arm>-seed<seed>``, with ``metrics.jsonl``. Finished runs in it are kept, so that
-            a killed call goes on where it stopped.
+        arms, seeds: keys of `ARMS`; a seed decides problems and sampling, the same for every arm.
+        output: gets a folder a run, ``<arm>-seed<seed>``; finished runs are kept, so that a killed call can go on.
         profile: machine and base configuration; see `load_profile`.
         processes: runs at a time; more than cores is slower, not faster.
         rates: learning rate of each arm (`search_rates`); None: the profile's, or ``learning_rate``, for all.
-        options: the same for every run. ``eval_problems``: held-out problems, 1024 unless given; one sample each, and
-            once more greedily; 0: no evaluation. ``regime``: a key of `REGIMES`, another starting policy and another
-            variant of the offline task. And fields of `TrainConfig` and `Credit` (``steps=40``).
+        options: of every run: ``eval_problems`` held out (1024; 0: none), one sample each, and once more greedily; a
+            ``regime`` of `REGIMES`, another start and variant of the task; fields of `TrainConfig` and `Credit`.
 
-    Raises:
-        ValueError: nothing to run; unknown arm, profile or regime; an arm without a rate; a finished run of another
-            configuration in its folder.
+    Raises ValueError for nothing to run, an unknown arm, profile or regime, an arm without a rate, or a finished run of
+    another configuration in its folder.
     """
     _check(arms, options)
     if rates is not None and (missing := [arm for arm in arms if arm not in rates]):

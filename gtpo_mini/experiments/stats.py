@@ -30,12 +30,9 @@ def t_interval(values: Sequence[float], confidence: float = 0.95, share: bool = 
     """Mean over seeds with Student's t interval: mean +- t(S - 1) * s / sqrt(S), s being the sample std.
 
     Args: S >= 2 values of independent runs, one a seed; the coverage, in (0, 1); share: the values are shares (an
-        accuracy), so that the interval does not leave [0, 1].
-    Returns: the mean and its interval.
+        accuracy), so that the interval does not leave [0, 1]. Returns: the mean and its interval.
     Raises: ValueError for fewer than two seeds, NaN or infinity, or a confidence outside (0, 1).
-    Source: [D]; Student (1908).
-
-    Two seeds, mean 1, s = sqrt(2), so s / sqrt(2) = 1 and the half width is t(1) = 12.7 itself:
+    Source: [D]; Student (1908). Two seeds, mean 1, s = sqrt(2): the half width is t(1) = 12.7 itself.
 
     >>> [round(x, 1) for x in t_interval([0.0, 2.0])]
     [1.0, -11.7, 13.7]
@@ -56,9 +53,7 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> Interva
     Args: successes among n >= 1 independent trials (not rollouts of the same problem); the coverage, in (0, 1).
     Returns: successes / n and its interval, within [0, 1].
     Raises: ValueError for no trial, successes outside [0, n], or a confidence outside (0, 1).
-    Source: [D]; Wilson (1927).
-
-    No success in four, z = 1.96: the upper end is z^2 / (n + z^2) = 3.84 / 7.84.
+    Source: [D]; Wilson (1927). No success in four: the upper end is z^2 / (n + z^2) = 3.84 / 7.84.
 
     >>> [round(x, 2) for x in wilson_interval(0, 4)]
     [0.0, 0.0, 0.49]
@@ -74,12 +69,11 @@ def paired_bootstrap(
 ) -> Interval:
     """Mean of a - b over the same problems, with a percentile bootstrap interval over problems.
 
-    Only for a hundred problems or more; over a few seeds it is far too narrow. It warns when every difference is the
-    same: an interval without width is not certainty.
+    Only for a hundred problems or more; over a few seeds it is far too narrow.
 
     Args: each side's score (say, its share of correct rollouts) of the same P >= 2 problems in the same order; the
         coverage, in (0, 1); how often the problems are drawn again, at least 100 times; the seed of the draws.
-    Returns: the mean difference and its interval.
+    Returns: the mean difference and its interval; with a warning if all differences are the same.
     Raises: ValueError for fewer than two problems, lengths that differ, NaN or infinity, or a bad setting.
     Source: [D]; Efron (1979).
 
@@ -114,9 +108,8 @@ def minimum_detectable_effect(
         power: chance to see an effect of this size; confidence: 1 - the chance to see one that is not there.
     Returns: the effect, in the unit of ``sd`` (0.03 is three points of accuracy).
     Raises: ValueError for n below 2, sd missing or not above 0, an unknown ``over``, a bad power or confidence.
-    Source: [D]; power of the t-test by the noncentral t distribution.
-
-    Three points take about 1,740 paired problems; three seeds an arm see only three times the spread between seeds:
+    Source: [D]; power of the t-test by the noncentral t distribution. Three points take about 1,740 paired problems;
+        three seeds an arm see only three times the spread between seeds.
 
     >>> round(minimum_detectable_effect(1740), 3), round(minimum_detectable_effect(3, sd=1.0, over="seeds"), 1)
     (0.03, 3.1)
@@ -153,9 +146,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     Args: m >= 1 p-values in [0, 1], in any order.
     Returns: m adjusted p-values in that order, to be compared with the level as they are.
     Raises: ValueError for none, or one outside [0, 1].
-    Source: [D]; Holm (1979).
-
-    The k-th smallest of m is multiplied by m - k + 1; none may be below a smaller one's, none above 1.
+    Source: [D]; Holm (1979): the k-th smallest of m times m - k + 1; none may be below a smaller one's, none above 1.
 
     >>> holm([0.04, 0.01, 0.03])
     [0.06, 0.03, 0.06]
@@ -173,9 +164,7 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     Args: n >= 1 samples of one problem, 0 <= c <= n of them correct; 1 <= k <= n that a user would draw.
     Returns: a probability for one problem; average it over problems.
     Raises: ValueError for a number that is not whole or out of range.
-    Source: [D]; Chen et al. (2021), the HumanEval paper.
-
-    One of four is correct: a pair of the four misses it in 3 of 6 cases.
+    Source: [D]; Chen et al. (2021), the HumanEval paper. One of four correct: a pair misses it in 3 of 6 cases.
 
     >>> pass_at_k(4, 1, 2)
     0.5
