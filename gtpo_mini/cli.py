@@ -27,8 +27,6 @@ from .train import options
 from .train.config import TrainConfig
 from .train.options import Model, given, group, taken
 
-ERROR = 2  # exit status of bad input
-
 
 def _options(
     command: Any, argv: list[str], config: TrainConfig, model: Any, task: str, asked: tuple[str, ...], **more: Any
@@ -333,7 +331,7 @@ def main(argv: list[str] | None = None) -> int:
                 parse(functools.wraps(command)(lambda **given: functools.partial(command, **given)), name, words)()
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         print(f"error: {with_suggestion(str(error))}", file=sys.stderr)
-        return ERROR
+        return 2
     except KeyboardInterrupt as stop:
         print(stop if stop.args else "stopped", file=sys.stderr)
         return 130

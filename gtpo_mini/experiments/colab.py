@@ -17,10 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 KEEP = ("torch", "numpy")  #: what a notebook service built for its own machines
 NEEDLESS = ("jupyter", "nbclient", "nbconvert")  #: where a notebook runs already
-_COLAB = (
-    "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
-    "(https://colab.research.google.com/github/{}/blob/main/notebooks/{})"
-)
+_COLAB = "https://colab.research.google.com"
 _BADGE = re.compile(r"\[!\[Open in Colab\].*\n\n")
 _ADDRESS = re.compile(r'(?<="GTPO_SOURCE", ")[^"]*(?=")')
 
@@ -35,12 +32,8 @@ def requirements(root: Path = ROOT) -> tuple[list[str], list[str]]:
     wanted, constraints = [], []
     for line in _project(root)["dependencies"]:
         name = re.match(r"[\w.-]+", line)[0]
-        try:
-            there = importlib.metadata.version(name) if name in KEEP else None
-        except importlib.metadata.PackageNotFoundError:
-            there = None
-        if there:
-            constraints.append(f"{name}=={there}")
+        if name in KEEP and list(importlib.metadata.distributions(name=name)):
+            constraints.append(f"{name}=={importlib.metadata.version(name)}")
         elif name not in NEEDLESS:
             wanted.append(line)
     return wanted, constraints
@@ -73,7 +66,8 @@ def write_links(root: Path = ROOT) -> list[str]:
         notebook = json.loads(before)
         first, setup = notebook["cells"][:2]
         title, _, rest = _BADGE.sub("", "".join(first["source"])).partition("\n\n")
-        badge = _COLAB.format(found[1], path.name) if found else ""
+        page = f"{_COLAB}/github/{found[1]}/blob/main/notebooks/{path.name}" if found else ""
+        badge = f"[![Open in Colab]({_COLAB}/assets/colab-badge.svg)]({page})" if found else ""
         first["source"] = "\n\n".join(filter(None, (title, badge, rest))).splitlines(True)
         setup["source"] = _ADDRESS.sub(lambda _: address, "".join(setup["source"])).splitlines(True)
         after = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"

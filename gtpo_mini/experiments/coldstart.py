@@ -32,13 +32,9 @@ from ..train.config import results_folder
 from ..train.imitation import imitate, make_trace
 from ..types import ExecutionResult, Problem
 
-# The template keeps the last message only: the cold start taught the one protocol there is, so instructions and
-# examples would only make every prompt four times as long.
-_CHAT_TEMPLATE = (
-    "{% for message in messages[-1:] %}"
-    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
+# It keeps the last message only: the cold start taught the one protocol there is, so instructions and examples would
+# only make every prompt four times as long.
+_CHAT_TEMPLATE = (Path(__file__).resolve().parents[1] / "assets" / "tiny_chat.jinja").read_text("utf-8").rstrip()
 
 
 def train_tokenizer(texts: list[str], vocabulary: int = 640) -> PreTrainedTokenizerFast:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import stdev
@@ -91,9 +91,9 @@ def points(interval: Interval) -> str:
     return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * value for value in interval))
 
 
-def percent(shares: Sequence[float]) -> str:
+def percent(shares: Iterable[float]) -> str:
     """Mean of seeds with its t-interval in percent, e.g. "75.0 [11.5, 100.0]"."""
-    return "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * value for value in t_interval(shares, share=True)))
+    return "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * value for value in t_interval(list(shares), share=True)))
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from ..train.config import results_folder
 from ..train.metrics import mean
 from ..train.record import RecordedRun
 from .compare import Difference, by_arm
-from .report import ROOT, RUNS, load_regime_runs, regime_differences
+from .report import ROOT, RUNS, first_step, load_regime_runs, regime_differences
 from .stats import Interval, t_interval
 
 #: Okabe-Ito colours, which colour-blind readers tell apart, and a marker of its own for each arm.
@@ -113,14 +113,13 @@ def plot_differences(found: Sequence[Difference], title: str) -> Figure:
 def plot_regimes(regimes: Mapping[str, Sequence[RecordedRun]]) -> Figure:
     """GTPO minus GRPO in every regime, the accuracy before and after, and the tool calls a rollout."""
     size = (12, 2.0 + 0.42 * len(regimes))
-    figure, panels = plt.subplots(1, 3, figsize=size, sharey=True, layout="constrained")
-    left, middle, right = panels
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=size, sharey=True, layout="constrained")
+    panels = {left: "GTPO minus GRPO, points", middle: "held-out accuracy, %", right: LABELS["rollout/calls"]}
     for row, (name, d) in enumerate(regime_differences(regimes).items()):
         _bar(left, row, d.over_seeds, color="#555555", linewidth=3)
         left.plot(100 * d.over_seeds.estimate, row, "o", color="black")
-        start = [run.steps[0] for run in regimes[name]]
-        middle.plot(100 * mean([step["reward/outcome"] for step in start]), row, "|", color="black", markersize=14)
-        right.plot(mean([step["rollout/calls"] for step in start]), row, "|", color="black", markersize=14)
+        middle.plot(100 * first_step(regimes[name], "reward/outcome"), row, "|", color="black", markersize=14)
+        right.plot(first_step(regimes[name]), row, "|", color="black", markersize=14)
         for shift, arm in ((-0.12, "grpo"), (0.12, "gtpo")):
             colour, marker, _ = ARM_STYLE[arm]
             ends = [run.footer["sampled"] for run in by_arm(regimes[name])[arm]]
@@ -134,8 +133,7 @@ def plot_regimes(regimes: Mapping[str, Sequence[RecordedRun]]) -> Figure:
         middle.plot([], [], marker, color=colour, label=label)
     middle.plot([], [], "|", color="black", markersize=12, label="at the start")
     figure.legend(*middle.get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside lower center", ncols=3)
-    labels = ("GTPO minus GRPO, points", "held-out accuracy, %", "tool calls a rollout")
-    for axes, label in zip(panels, labels, strict=True):
+    for axes, label in panels.items():
         axes.set_xlabel(label)
         _finish(axes)
     figure.suptitle("Where does GTPO differ from GRPO? One dot a seed; intervals: 95 % t over paired seeds")

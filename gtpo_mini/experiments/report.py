@@ -65,7 +65,7 @@ def arms_table(runs: Sequence[RecordedRun], base: str = "grpo") -> str:
     rows, arms = [], by_arm(runs)
     for arm, d in _against(runs, base).items():
         mine = arms[arm]
-        accuracy = [percent(list(accuracies(mine, arm, kind).values())) for kind in ("sampled", "greedy")]
+        accuracy = [percent(accuracies(mine, arm, kind).values()) for kind in ("sampled", "greedy")]
         calls, invalid = mean(_ends(mine)), 100 * mean(_ends(mine, "rollout/invalid_calls"))
         rate = "{:g}".format(mine[0].header["config"]["learning_rate"])
         seeds, *more = _cells(d) if d else [""] * 3
@@ -142,9 +142,8 @@ def without_penalties(regimes: Mapping[str, Sequence[RecordedRun]]) -> str:
 def seen_again(runs: Sequence[RecordedRun], first: int = 4) -> str:
     """What the seeds say that were added because of what the ``first`` seeds had shown; these are left out."""
     fresh = [run for run in runs if run.seed >= first]
-    return _in_words(
-        corrected([*differences(fresh, ["gtpo", "potential"]), *differences(fresh, ["no_penalty"], "gtpo")])
-    )
+    found = [*differences(fresh, ["gtpo", "potential"]), *differences(fresh, ["no_penalty"], "gtpo")]
+    return _in_words(corrected(found))
 
 
 def at_one_rate(folder: Path = RUNS) -> str:
@@ -170,9 +169,9 @@ def unmoved(regimes: Mapping[str, Sequence[RecordedRun]]) -> list[str]:
 
 def given_up(regimes: Mapping[str, Sequence[RecordedRun]]) -> list[str]:
     """Where an arm ended with less than half of its calls: "GTPO in long (6.6 to 1.9 [1.0, 2.8] calls a rollout)"."""
+    text = "{} in {} ({:.1f} to {:.1f} [{:.1f}, {:.1f}] calls a rollout)"
     return [
-        f"{_NAMES.get(arm, arm)} in {name} ({first_step(runs):.1f} to "
-        "{:.1f} [{:.1f}, {:.1f}] calls a rollout)".format(*t_interval(_ends(mine)))
+        text.format(_NAMES.get(arm, arm), name, first_step(runs), *t_interval(_ends(mine)))
         for name, runs in regimes.items()
         for arm, mine in by_arm(runs).items()
         if mean(_ends(mine)) < first_step(runs) / 2
@@ -195,7 +194,7 @@ def ladder_table(runs: Sequence[RecordedRun]) -> str:
     found, rows = _against(runs), []
     for arm in ("grpo", "+turn_rewards", "+returns", "gtpo"):
         difference, _, p = _cells(d) if (d := found.get(arm)) else [""] * 3
-        rows.append([f"`{arm}`", percent(list(accuracies(runs, arm).values())), difference, p])
+        rows.append([f"`{arm}`", percent(accuracies(runs, arm).values()), difference, p])
     return _table("arm | held-out accuracy, % | minus GRPO, points | p (Holm)", rows)
 
 
