@@ -294,11 +294,7 @@ def parse(kind: type, name: str, argv: list[str]) -> Any:
 
 
 def with_suggestion(text: str) -> str:
-    """An error that lists what is known, with the one that was most likely meant.
-
-    >>> with_suggestion("unknown task 'branchin'; known: branching, gsm8k")
-    "unknown task 'branchin'; known: branching, gsm8k; perhaps 'branching'"
-    """
+    """An error that lists what is known, with the one that was most likely meant."""
     found = re.search(r"unknown [\w ]+ '(?P<got>[^']+)'; known: (?P<known>[^;]+)$", text)
     found = found or re.search(r"must be one of (?P<known>.+), got '(?P<got>[^']+)'$", text)
     near = difflib.get_close_matches(found["got"], re.split(r", | or ", found["known"]), 1) if found else []

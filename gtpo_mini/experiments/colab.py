@@ -23,12 +23,7 @@ _ADDRESS = re.compile(r'(?<="GTPO_SOURCE", ")[^"]*(?=")')
 
 
 def requirements(root: Path = ROOT) -> tuple[list[str], list[str]]:
-    """What to install beside the torch and numpy that are there, and the constraints that keep these as they are.
-
-    >>> wanted, constraints = requirements()
-    >>> any(line.startswith("torch") for line in wanted), constraints[0].startswith("torch==")
-    (False, True)
-    """
+    """What to install beside the torch and numpy that are there, and the constraints that keep these as they are."""
     wanted, constraints = [], []
     for line in _project(root)["dependencies"]:
         name = re.match(r"[\w.-]+", line)[0]

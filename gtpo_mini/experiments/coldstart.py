@@ -166,11 +166,7 @@ REGIMES: dict[str, Regime] = {
 
 
 def load_regime(name: str) -> Regime:
-    """A regime by name.
-
-    >>> load_regime("long").task
-    {'steps': 5}
-    """
+    """A regime by name."""
     if name not in REGIMES:
         raise ValueError(f"unknown regime {name!r}; known: {', '.join(REGIMES)}")
     return REGIMES[name]

@@ -63,7 +63,12 @@ def differences(
     """
     found, theirs = [], _by_seed(runs, base)
     for arm in arms:
-        pairs = _distinct([(run, theirs[seed]) for seed, run in _by_seed(runs, arm).items() if seed in theirs])
+        pairs, still = [], set()  # an arm's untouched starting policy is paired once only
+        for pair in [(run, theirs[seed]) for seed, run in _by_seed(runs, arm).items() if seed in theirs]:
+            here = {run.arm for run in pair if not run.moved}
+            if not here & still:
+                pairs.append(pair)
+            still |= here
         if len(pairs) < 2:
             few = f"{len(pairs)} common seeds (of runs that never moved, one counts)"
             raise ValueError(f"{arm} against {base}: {few}; at least two are needed")
@@ -152,7 +157,17 @@ def compare(a: str | Path | RecordedRun | Scores, b: str | Path | RecordedRun | 
     (0.33, -0.33)
     """
     first, second = read_scores(a), read_scores(b)
-    _require_same_problems(first, second)
+    if first.task != second.task and None not in (first.task, second.task):
+        where = f"{first.name!r} is on {first.task}, {second.name!r} on {second.task}"
+        raise ValueError(f"{where}: only the same problems can be paired")
+    wrong = f"evaluate both on the same problems: {second.name!r} and {first.name!r}"
+    for one, other in ((first, second), (second, first)):
+        if missing := sorted(set(one.scores) - set(other.scores)):
+            shown = ", ".join(missing[:5])
+            raise ValueError(f"{other.name!r} lacks {len(missing)} problems of {one.name!r} (id {shown} ...): {wrong}")
+    both = set(first.questions) & set(second.questions)
+    if unlike := sorted(key for key in both if first.questions[key] != second.questions[key]):
+        raise ValueError(f"{len(unlike)} problems have one id but two questions (id {', '.join(unlike[:5])}): {wrong}")
     a_P, b_P = _pair([first.scores, second.scores])
     gaps_P = [after - before for before, after in zip(a_P, b_P, strict=True)]
     difference = _bootstrap(b_P, a_P)
@@ -212,17 +227,6 @@ def _by_seed(runs: Sequence[RecordedRun], arm: str) -> dict[int, RecordedRun]:
     return found
 
 
-def _distinct(pairs: Sequence[tuple[RecordedRun, RecordedRun]]) -> list[tuple[RecordedRun, RecordedRun]]:
-    """The pairs without those in which an arm stands once more with its untouched starting policy."""
-    kept, still = [], set()
-    for pair in pairs:
-        here = {run.arm for run in pair if not run.moved}
-        if not here & still:
-            kept.append(pair)
-        still |= here
-    return kept
-
-
 def _pair(scores: Sequence[Mapping[str, float]]) -> list[list[float]]:
     """Each side's scores of the problems that all sides have, found by their ids, in one order."""
     least = min(scores, key=len)
@@ -235,15 +239,3 @@ def _bootstrap(a: Sequence[float], b: Sequence[float]) -> Interval:
     with warnings.catch_warnings():  # equal everywhere: what could have been seen stands beside it
         warnings.simplefilter("ignore", RuntimeWarning)
         return paired_bootstrap(a, b)
-
-
-def _require_same_problems(a: Scores, b: Scores) -> None:
-    if a.task != b.task and None not in (a.task, b.task):
-        raise ValueError(f"{a.name!r} is on {a.task}, {b.name!r} on {b.task}: only the same problems can be paired")
-    wrong = f"evaluate both on the same problems: {b.name!r} and {a.name!r}"
-    for one, other in ((a, b), (b, a)):
-        if missing := sorted(set(one.scores) - set(other.scores)):
-            shown = ", ".join(missing[:5])
-            raise ValueError(f"{other.name!r} lacks {len(missing)} problems of {one.name!r} (id {shown} ...): {wrong}")
-    if other := sorted(key for key in set(a.questions) & set(b.questions) if a.questions[key] != b.questions[key]):
-        raise ValueError(f"{len(other)} problems have one id but two questions (id {', '.join(other[:5])}): {wrong}")

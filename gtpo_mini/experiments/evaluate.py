@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 from ..policy.model import Policy
 from ..rollout.engine import RolloutEngine
@@ -43,11 +44,8 @@ def sample(
     """Roll a policy out on a task's first problems, and grade the answers.
 
     Args:
-        policy, task: who solves what.
-        problems: how many of the task's problems, from the first; at least 1.
-        group_size: rollouts a problem, at least 1.
-        seed: of the sampling.
-        settings: how to sample; None: the defaults.
+        policy, task, problems, group_size: who solves what, how many and how often; both at least 1.
+        settings, seed: how to sample (None: the defaults), and with which random numbers.
         protocol, sandbox: None takes fenced code, and a sandbox of its own.
         finished: called with each group as soon as it is whole and graded.
 
@@ -148,11 +146,7 @@ def _over_problems(scores: Sequence[float]) -> Interval:
 
 
 def powers_of_two(most: int) -> list[int]:
-    """1, 2, 4, ... and ``most`` itself.
-
-    >>> powers_of_two(6)
-    [1, 2, 4, 6]
-    """
+    """1, 2, 4, ... and ``most`` itself."""
     return sorted({*(2**i for i in range(most.bit_length())), most})
 
 
@@ -185,19 +179,24 @@ def evaluate(
             raise ValueError(f"{name}={number}: must be at least 1")
     chosen = task.problems[:problems]
     lines: dict[int, dict[str, Any]] = {}  # of each group, by the object: ids of an own task may repeat
-    with ExitStack() as stack:
-        file = stack.enter_context(Path(require_new(output)).open("a", encoding="utf-8")) if output else None
-        facts = {"task": task.name, "split": task.split, **(header or {}), "problems": len(chosen), "samples": samples}
-        _write(file, {"kind": "header", **facts})
+    with open(require_new(output) if output else os.devnull, "a", encoding="utf-8") as file:
+
+        def write(kind: str, facts: Mapping[str, Any]) -> None:
+            if output:
+                print(json.dumps({"kind": kind, **facts}), file=file, flush=True)
 
         def finished(group: Group) -> None:
             problem, answers = group.rollouts[0].problem, [rollout.answer for rollout in group.rollouts]
-            digest = hashlib.sha256(problem.question.encode()).hexdigest()[:16]  # two files may use one id twice
+            digest = hashlib.sha256(problem.question.encode()).hexdigest()[:16]  # one id may name two questions
             line = {"id": problem.id, "question": digest, "gold": problem.answer, "correct": group.correct}
-            majority = task.grade(problem, _most_frequent(answers))
+            counts = Counter(answer.strip() for answer in answers if answer is not None)
+            most_frequent = counts.most_common(1)[0][0] if counts else None  # of several, the one given first
+            majority = task.grade(problem, most_frequent)
             lines[id(group)] = {**line, "answers": answers, "majority_correct": majority}
-            _write(file, {"kind": "problem", **lines[id(group)]})
+            write("problem", lines[id(group)])
 
+        facts = {"task": task.name, "split": task.split, **(header or {}), "problems": len(chosen), "samples": samples}
+        write("header", facts)
         groups = sample(policy, task, len(chosen), samples, seed, settings, protocol, sandbox, finished)
         rows = [lines[id(group)] for group in groups]
         rollouts = [rollout for group in groups for rollout in group.rollouts]
@@ -208,7 +207,7 @@ def evaluate(
             majority_correct=tuple(row["majority_correct"] for row in rows),
             behaviour=describe_rollouts(rollouts, [grade for row in rows for grade in row["correct"]]),
         )
-        _write(file, {"kind": "totals", **{k: v for k, v in result.record().items() if k != "per_problem"}})
+        write("totals", {key: value for key, value in result.record().items() if key != "per_problem"})
     return result
 
 
@@ -225,15 +224,3 @@ def require_new(path: str | Path) -> Path:
             why = "is a folder; name a file" if path.is_dir() else "is there already; choose another file"
         raise ValueError(f"output={str(path)!r}: {why}") from error
     return path
-
-
-def _write(file: TextIO | None, line: dict) -> None:
-    if file is not None:
-        file.write(json.dumps(line) + "\n")
-        file.flush()
-
-
-def _most_frequent(answers: Sequence[str | None]) -> str | None:
-    """The most frequent answer; of several, the one given first."""
-    counts = Counter(answer.strip() for answer in answers if answer is not None)
-    return counts.most_common(1)[0][0] if counts else None

@@ -18,17 +18,7 @@ from nbconvert import HTMLExporter
 from tqdm import tqdm
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
-
-
-def expected_seconds(notebook: nbformat.NotebookNode) -> int:
-    """The run time that a notebook promises in its first cell, or 60.
-
-    >>> cell = nbformat.v4.new_markdown_cell("**Runtime.** About 90 s on two cores.")
-    >>> expected_seconds(nbformat.v4.new_notebook(cells=[cell]))
-    90
-    """
-    found = re.search(r"\*\*Runtime\.\*\*.*?(\d+) s\b", notebook.cells[0].source, re.DOTALL)
-    return int(found.group(1)) if found else 60
+_RUNTIME = re.compile(r"\*\*Runtime\.\*\*.*?(\d+) s\b", re.DOTALL)  # in a notebook's first cell
 
 
 def reproduce(output: str | Path = "results", names: list[str] | None = None) -> list[Path]:
@@ -42,7 +32,8 @@ def reproduce(output: str | Path = "results", names: list[str] | None = None) ->
     folder = Path(output).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     notebooks = [nbformat.read(path, as_version=4) for path in paths]
-    seconds = [expected_seconds(notebook) for notebook in notebooks]
+    promised = [_RUNTIME.search(notebook.cells[0].source) for notebook in notebooks]
+    seconds = [int(found[1]) if found else 60 for found in promised]
     written, form = [], "{l_bar}{bar}| {elapsed} so far, {postfix}"
     with tempfile.TemporaryDirectory() as scratch, tqdm(total=sum(seconds), bar_format=form) as bar:
         progress = Path(scratch) / "progress"

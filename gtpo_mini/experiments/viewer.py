@@ -27,6 +27,8 @@ _SYNTAX = (
 )
 _CONTROL = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {0x7F: 0x2421}
 _ASSETS = Environment(loader=PackageLoader("gtpo_mini", "assets"), autoescape=True, undefined=StrictUndefined)
+_PAGE = _ASSETS.get_template("rollouts.html").module
+_STYLE, _SCRIPT = (Markup(_ASSETS.loader.get_source(_ASSETS, name)[0]) for name in ("display.css", "display.js"))
 
 
 def trajectory_html(
@@ -40,9 +42,8 @@ def trajectory_html(
 
     Rewards, advantages and returns (one a turn) stand at the turn's head; the advantage colours its tokens.
     """
-    shown, page = _shown(transcript(trajectory, policy, rewards, returns, advantages)), _page()
-    style = f"<meta charset=utf-8><style>{_asset('display.css')}</style>"
-    return f"{style}<div class=gtpo>{page.legend()}{page.rollout(shown)}</div>"
+    shown = _PAGE.rollout(_shown(transcript(trajectory, policy, rewards, returns, advantages)))
+    return f"<meta charset=utf-8><style>{_STYLE}</style><div class=gtpo>{_PAGE.legend()}{shown}</div>"
 
 
 def rollouts_page(rollouts: Sequence[dict[str, Any]], title: str = "rollouts") -> str:
@@ -58,19 +59,10 @@ def rollouts_page(rollouts: Sequence[dict[str, Any]], title: str = "rollouts") -
         right = groups[shown["step"], shown["group"]]
         facts = {"spread": pstdev(right), "right": round(sum(right)), "members": len(right)}
         cards.append({**_shown(shown), **facts, "reward": sum(turn.get("reward", 0.0) for turn in shown["turns"])})
-    script = _asset("display.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    digest = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     steps = sorted({shown["step"] for shown in rollouts})
-    return str(_page().page(cards, _clean(title), steps, _asset("display.css"), script, Markup(policy)))
-
-
-def _page() -> Any:
-    return _ASSETS.get_template("rollouts.html").module
-
-
-def _asset(name: str) -> Markup:
-    return Markup(_ASSETS.loader.get_source(_ASSETS, name)[0])
+    return str(_PAGE.page(cards, _clean(title), steps, _STYLE, _SCRIPT, Markup(policy)))
 
 
 def _clean(value: Any) -> Any:
