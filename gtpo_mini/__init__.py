@@ -38,7 +38,7 @@ _HOMES = {
     **{"load_policy": "policy.load", "Policy": "policy.model"},
     **{"RolloutEngine": "rollout.engine", "SamplingSettings": "rollout.settings"},
     **{"TrainConfig": "train.config", "load_profile": "train.config", "Trainer": "train.trainer"},
-    **{"evaluate": "experiments.evaluate", "sample": "experiments.sample"},
+    **dict.fromkeys(("evaluate", "sample"), "experiments.evaluate"),
     **{"run_arms": "experiments.experiments", "load_runs": "train.record", "compare": "experiments.compare"},
 }
 

@@ -21,29 +21,18 @@ from tyro.conf import Positional
 
 import gtpo_mini as gm
 
+from . import experiments
 from .credit.credit import Credit, load_arm
+from .train import options
 from .train.config import TrainConfig
-from .train.options import (
-    OPTIMISER,
-    ROLLOUT,
-    RUN,
-    SAMPLING,
-    Arm,
-    Asked,
-    Graded,
-    Imitated,
-    Kept,
-    Model,
-    defaults,
-    given,
-    group,
-    taken,
-)
-
-ERROR = 2  # exit status of bad input
+from .train.options import Model, given, group, taken
 
 
-def _options(command: Any, argv: list[str], **groups: Any) -> Any:
+def _options(
+    command: Any, argv: list[str], config: TrainConfig, model: Any, task: str, asked: tuple[str, ...], **more: Any
+) -> Any:
+    """What was chosen, in the groups model and rollout (the task, and fields of the configuration) and in ``more``."""
+    groups = {"model": model, "rollout": group((options.Asked(task), None), (config, asked)), **more}
     made = make_dataclass("Options", [(k, type(g), field(default_factory=lambda g=g: g)) for k, g in groups.items()])
     made.__doc__ = command.__doc__
     return parse(made, command.__name__, argv)
@@ -52,18 +41,14 @@ def _options(command: Any, argv: list[str], **groups: Any) -> Any:
 def train(argv: list[str]) -> None:
     """Train a policy on a task."""
     arm = given(argv, "--arm") or "gtpo"
-    credit = load_arm(arm)
-    config, model, task = defaults(argv, "adapter")
+    credit, (config, *asked) = load_arm(arm), options.defaults(argv, "adapter")
     own = isinstance(credit, Credit)
-    chosen = _options(
-        train,
-        argv,
-        model=model,
-        rollout=group((Asked(task), None), (config, ROLLOUT)),
-        credit=group((Arm(arm), None), *([(credit, None)] if own else [])),
-        optimiser=group((config, OPTIMISER), doc="How the weights change."),
-        run=group((Kept(), None), (config, RUN)),
-    )
+    groups = {
+        "credit": group((options.Arm(arm), None), *([(credit, None)] if own else [])),
+        "optimiser": group((config, options.OPTIMISER), doc="How the weights change."),
+        "run": group((options.Kept(), None), (config, options.RUN)),
+    }
+    chosen = _options(train, argv, config, *asked, options.ROLLOUT, **groups)
     rollout, run = chosen.rollout, chosen.run
     credit = Credit(**taken(Credit, chosen.credit)) if own else credit
     config = replace(config, credit=credit, **taken(TrainConfig, rollout, chosen.optimiser, run))
@@ -86,21 +71,20 @@ def train(argv: list[str]) -> None:
 
 def evaluate(argv: list[str]) -> None:
     """Grade a policy on a task."""
-    config, model, task = defaults(argv, "lora_rank")
-    rollout = group((Asked(task), None), (config, (*SAMPLING, "seed")))
-    chosen = _options(evaluate, argv, model=model, rollout=rollout, evaluation=group((Graded(), None)))
+    config, *asked = options.defaults(argv, "lora_rank")
+    groups = {"evaluation": group((options.Graded(), None))}
+    chosen = _options(evaluate, argv, config, *asked, (*options.SAMPLING, "seed"), **groups)
     rollout, wanted, samples = chosen.rollout, chosen.evaluation, chosen.evaluation.samples
-    from .experiments.evaluate import require_new
-    from .train.metrics import run_header
-
     if wanted.output:
-        require_new(wanted.output)
-    settings = config.sampling(rows=64, **{name: getattr(rollout, name) for name in SAMPLING})
+        experiments.evaluate.require_new(wanted.output)
+    settings = config.sampling(rows=64, **{name: getattr(rollout, name) for name in options.SAMPLING})
     protocol, task = gm.load_protocol(rollout.protocol), gm.load_task(rollout.task, wanted.split)
     model = Model(**vars(chosen.model))
     if model.adapter and given(argv, "--model") is None:
         model = replace(model, model=None)  # an adapter names its own base
     policy = model.load(rollout.seed)
+    from .train.metrics import run_header
+
     header = run_header(config, policy.name, task.name, str(policy.device))
     header |= {"split": task.split, "protocol": protocol.name, "temperature": settings.temperature}
     how = (settings, samples, wanted.problems, protocol)
@@ -112,10 +96,9 @@ def evaluate(argv: list[str]) -> None:
 
 def imitate(argv: list[str]) -> None:
     """Cold start: supervised training on traces, own ones or the model's own right rollouts."""
-    config, model, task = defaults(argv, "adapter")
-    rollout = group((Asked(task), None), (config, (*SAMPLING, "seed")))
-    imitated = Imitated(given(argv, "--output") or "")
-    chosen = _options(imitate, argv, model=model, rollout=rollout, imitation=group((imitated, None)))
+    config, *asked = options.defaults(argv, "adapter")
+    groups = {"imitation": group((options.Imitated(given(argv, "--output") or ""), None))}
+    chosen = _options(imitate, argv, config, *asked, (*options.SAMPLING, "seed"), **groups)
     rollout, how = chosen.rollout, chosen.imitation
     folder = Path(how.output)
     if not how.output:
@@ -174,14 +157,13 @@ def view(run: Positional[Path], output: Path = Path("rollouts.html")) -> None:
         run: folder of a run trained with --record-rollouts, or its rollouts.jsonl
         output: the page
     """
-    from .experiments.viewer import rollouts_page
     from .rollout.transcript import load_rollouts
 
     if output.is_dir():
         raise ValueError(f"--output {output}: is a folder; name a file")
     rollouts = load_rollouts(run / "rollouts.jsonl" if run.is_dir() else run)
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(rollouts_page(rollouts, title=run.resolve().name), encoding="utf-8")
+    output.write_text(experiments.viewer.rollouts_page(rollouts, run.resolve().name), encoding="utf-8")
     print(f"{output}: {len(rollouts)} rollouts")
 
 
@@ -210,8 +192,7 @@ class Arms:
     problems_per_step: int | None = None  # the profile's unless given
     processes: int = 2  # runs at a time
 
-    def options(self, *more: str) -> dict[str, Any]:
-        """What was given."""
+    def given(self, *more: str) -> dict[str, Any]:
         names = ("profile", "processes", "regime", "steps", "problems_per_step", *more)
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
@@ -226,12 +207,10 @@ class Experiment(Arms):
     eval_problems: int | None = None  # held-out problems of an evaluation; 1024 unless given
 
     def __call__(self) -> None:
-        from .experiments.experiments import ends_table, read_rates
-
-        options = self.options("learning_rate", "eval_problems")
-        options |= {"rates": read_rates(self.rates)} if self.rates else {}
-        runs = gm.run_arms(self.arms, range(self.seeds), self.output, **options)
-        print(ends_table(runs))
+        rates = {"rates": experiments.experiments.read_rates(self.rates)} if self.rates else {}
+        how = {**self.given("learning_rate", "eval_problems"), **rates}
+        runs = gm.run_arms(self.arms, range(self.seeds), self.output, **how)
+        print(experiments.experiments.ends_table(runs))
         print(f"where: {self.output}, a folder a run\nnext: gtpo-mini plot {self.output}")
 
 
@@ -243,10 +222,8 @@ class Search(Arms):
     seeds: int = 1  # seeds of the search, 1000 ..
 
     def __call__(self) -> None:
-        from .experiments.experiments import search_rates
-
-        seeds = range(1000, 1000 + self.seeds)
-        best = search_rates(self.arms, self.rates, self.output, seeds, **self.options())
+        search, seeds = experiments.experiments.search_rates, range(1000, 1000 + self.seeds)
+        best = search(self.arms, self.rates, self.output, seeds, **self.given())
         print("\n".join(f"{arm}: {rate}" for arm, rate in best.items()))
         record = f"{self.output}/rates.json"
         print(f"where: {record}\nnext: gtpo-mini experiment --rates {record} --arms {' '.join(self.arms)} --output DIR")
@@ -260,26 +237,20 @@ def plot(runs: Positional[str], output: str = "results", name: str = "side_by_si
         output: folder
         name: of the files
     """
-    from .experiments.plots import plot_learning_curves, save_figure
-
     recorded = gm.load_runs(runs)
     title = "{policy} policy on {task}: learning to use a Python tool over several turns".format(**recorded[0].header)
-    print(save_figure(plot_learning_curves(recorded, title), name, recorded, output))
+    figure = experiments.plots.plot_learning_curves(recorded, title)
+    print(experiments.plots.save_figure(figure, name, recorded, output))
 
 
 def report() -> None:
     """Write the results in README and docs from data/runs, and their figures."""
-    from .experiments.plots import readme_figures
-    from .experiments.report import write_report
-
-    print("\n".join(map(str, [write_report(), *readme_figures()])))
+    print(experiments.report.write_report(), *experiments.plots.readme_figures(), sep="\n")
 
 
 def links() -> None:
     """Write the address in pyproject.toml into the notebooks' badges and setup cells."""
-    from .experiments.colab import write_links
-
-    print(f"changed: {', '.join(write_links()) or 'nothing'}")
+    print(f"changed: {', '.join(experiments.colab.write_links()) or 'nothing'}")
 
 
 def coldstart(output: Path | None = None) -> None:
@@ -288,9 +259,7 @@ def coldstart(output: Path | None = None) -> None:
     Args:
         output: another folder than data/tiny_policy
     """
-    from .experiments.coldstart import cold_start
-
-    cold_start(*([output] if output else []))
+    experiments.coldstart.cold_start(*([output] if output else []))
 
 
 def reproduce(notebooks: Positional[tuple[str, ...]] = (), output: str = "results") -> None:
@@ -300,9 +269,7 @@ def reproduce(notebooks: Positional[tuple[str, ...]] = (), output: str = "result
         notebooks: beginnings of names, e.g. 02; all unless given
         output: folder
     """
-    from .experiments.reproduce import reproduce as run_notebooks
-
-    print("\n".join(map(str, run_notebooks(output, list(notebooks)))))
+    print(*experiments.reproduce.reproduce(output, list(notebooks)), sep="\n")
 
 
 #: The first three take the command line itself: one option's default there depends on another's value.
@@ -311,11 +278,7 @@ COMMANDS |= {c.__name__.lower(): c for c in (Experiment, Search, plot, report, l
 
 
 def parse(kind: type, name: str, argv: list[str]) -> Any:
-    """The options of a command.
-
-    Raises:
-        ValueError: an option or value that does not fit, in one line, with the likely one.
-    """
+    """The options of a command; a ValueError in one line, with the likely one, for what does not fit."""
     boxes = io.StringIO()
     try:
         with contextlib.redirect_stderr(boxes):
@@ -331,11 +294,7 @@ def parse(kind: type, name: str, argv: list[str]) -> Any:
 
 
 def with_suggestion(text: str) -> str:
-    """An error that lists what is known, with the one that was most likely meant.
-
-    >>> with_suggestion("unknown task 'branchin'; known: branching, gsm8k")
-    "unknown task 'branchin'; known: branching, gsm8k; perhaps 'branching'"
-    """
+    """An error that lists what is known, with the one that was most likely meant."""
     found = re.search(r"unknown [\w ]+ '(?P<got>[^']+)'; known: (?P<known>[^;]+)$", text)
     found = found or re.search(r"must be one of (?P<known>.+), got '(?P<got>[^']+)'$", text)
     near = difflib.get_close_matches(found["got"], re.split(r", | or ", found["known"]), 1) if found else []
@@ -357,10 +316,18 @@ def main(argv: list[str] | None = None) -> int:
             warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
             for kind in (FutureWarning, DeprecationWarning):
                 warnings.simplefilter("ignore", kind)
-            _run(argv[0], argv[1:])
+            name, words, command = argv[0], argv[1:], COMMANDS.get(argv[0])
+            if command is None:
+                raise ValueError(f"unknown command {name!r}; known: {', '.join(COMMANDS)}")
+            if command in (train, evaluate, imitate):
+                command(words)
+            elif isinstance(command, type):
+                parse(command, name, words)()
+            else:  # parsed first, and only then called: what it prints is no error of the command line
+                parse(functools.wraps(command)(lambda **given: functools.partial(command, **given)), name, words)()
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         print(f"error: {with_suggestion(str(error))}", file=sys.stderr)
-        return ERROR
+        return 2
     except KeyboardInterrupt as stop:
         print(stop if stop.args else "stopped", file=sys.stderr)
         return 130
@@ -369,15 +336,3 @@ def main(argv: list[str] | None = None) -> int:
     finally:
         warnings.formatwarning = shown
     return 0
-
-
-def _run(name: str, argv: list[str]) -> None:
-    if name not in COMMANDS:
-        raise ValueError(f"unknown command {name!r}; known: {', '.join(COMMANDS)}")
-    command = COMMANDS[name]
-    if command in (train, evaluate, imitate):
-        command(argv)
-    elif isinstance(command, type):
-        parse(command, name, argv)()
-    else:  # parsed first, and only then called: what it prints is no error of the command line
-        parse(functools.wraps(command)(lambda **options: functools.partial(command, **options)), name, argv)()

@@ -116,7 +116,7 @@ MUTANTS = [
     Mutant("p-values not corrected", "experiments/compare.py", "return corrected(found)", "return found", COMPARE),
     Mutant("unpaired power", "experiments/compare.py", 'sd=spread, over="problems")', 'sd=spread, over="seeds")', COMPARE),
     Mutant("a file that is cut off passes", "experiments/compare.py", 'if len(rows) != header["problems"] or len(scores) != len(rows):', "if False:", COMPARE),
-    Mutant("groups in the order of stopping", "experiments/sample.py", "return [graded[place] for place in sorted(graded)]", "return [*graded.values()]", COMPARE),
+    Mutant("groups in the order of stopping", "experiments/evaluate.py", "return [graded[place] for place in sorted(graded)]", "return [*graded.values()]", COMPARE),
     Mutant("train problems among the test's", "tasks/rows.py", "draw(seed, seen)", "draw(seed, set())", "tests/test_tasks.py"),
     Mutant("any grade is right", "tasks/task.py", "if not self.partial_credit and isinstance(grade, bool | np.bool_):", "if not self.partial_credit:", "tests/test_tasks.py"),
 ]

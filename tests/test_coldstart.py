@@ -9,9 +9,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gtpo_mini.experiments.coldstart import Stage, cold_start, write_turns
+from gtpo_mini.experiments.coldstart import REGIMES, Stage, cold_start, load_regime, regime_policy, write_turns
 from gtpo_mini.experiments.evaluate import evaluate
-from gtpo_mini.experiments.regimes import REGIMES, load_regime, regime_policy
 from gtpo_mini.policy.load import TINY_FOLDER, load_policy
 from gtpo_mini.rollout.chat import Chat
 from gtpo_mini.rollout.protocol import load_protocol

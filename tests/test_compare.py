@@ -7,8 +7,7 @@ import pytest
 
 from gtpo_mini.__main__ import main
 from gtpo_mini.experiments.compare import accuracies, compare, differences
-from gtpo_mini.experiments.evaluate import evaluate
-from gtpo_mini.experiments.sample import sample
+from gtpo_mini.experiments.evaluate import evaluate, sample
 from gtpo_mini.rollout.engine import RolloutEngine
 from gtpo_mini.rollout.protocol import load_protocol
 from gtpo_mini.rollout.settings import SamplingSettings

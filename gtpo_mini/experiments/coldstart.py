@@ -1,16 +1,19 @@
-"""The tiny policy: its tokenizer, its configuration, and its cold start on imperfect traces.
+"""Starting policies: the shipped tiny one, made by a cold start on imperfect traces, and those of the regimes.
 
-``gtpo-mini coldstart`` makes ``data/tiny_policy`` again. The policy is an ordinary Llama model of
-0.5 M parameters; it imitates solutions of the task 'branching' in which up to half of the calls are bad, so
-that it starts with reward to gain.
+The tiny policy is an ordinary Llama model of 0.5 M parameters; it imitates solutions of the task 'branching' in which
+up to half of the calls are bad, so that it starts with reward to gain. A regime's policy is that one after a short
+imitation of traces with other habits: more or fewer broken calls, more turns, a weaker or stronger start, guesses.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import random
+import tempfile
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean as mean
 
@@ -19,33 +22,25 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from ..policy.load import TINY_FOLDER
+from ..policy.load import TINY_FOLDER, load_policy
 from ..policy.model import Policy
 from ..rollout.chat import Chat
 from ..rollout.protocol import load_protocol
 from ..sandbox import Sandbox
 from ..tasks.branching import TraceNoise, answer_from, draw_problems, write_trace
+from ..train.config import results_folder
 from ..train.imitation import imitate, make_trace
 from ..types import ExecutionResult, Problem
 
-# The template keeps the last message only: the cold start taught the one protocol there is, so instructions and
-# examples would only make every prompt four times as long.
-_CHAT_TEMPLATE = (
-    "{% for message in messages[-1:] %}"
-    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
+# It keeps the last message only: the cold start taught the one protocol there is, so instructions and examples would
+# only make every prompt four times as long.
+_CHAT_TEMPLATE = (Path(__file__).resolve().parents[1] / "assets" / "tiny_chat.jinja").read_text("utf-8").rstrip()
 
 
 def train_tokenizer(texts: list[str], vocabulary: int = 640) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer (any text can be encoded), one token a digit, ChatML template.
+    """A byte-level BPE tokenizer (any text can be encoded) of at least 259 tokens, one a digit; ChatML template.
 
-    Tokens may span words and lines, so that what every turn repeats ("```python" and "print(", say) costs one
-    token: rollouts of half the length train twice as fast.
-
-    Args:
-        texts: to learn merges from.
-        vocabulary: most tokens, special ones included; at least 259.
+    Tokens may span words and lines, so that what every turn repeats costs one token: half the length, twice as fast.
     """
     tokenizer = Tokenizer(models.BPE())
     of_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -102,14 +97,7 @@ STAGES = (
 
 
 def cold_start(folder: Path = TINY_FOLDER, stages: Sequence[Stage] = STAGES, batch: int = 32, seed: int = 0) -> Policy:
-    """Make the tiny policy: tokenizer, traces, supervised training on policy tokens; saved to ``folder``.
-
-    Args:
-        folder: where the checkpoint goes.
-        stages: what is imitated, one after the other.
-        batch: traces a step.
-        seed: of weights, problems, traces and batches; all problems are of the split "train".
-    """
+    """Make the tiny policy: tokenizer, traces, supervised training on policy tokens; saved to ``folder``."""
     torch.set_num_threads(1)
     protocol = load_protocol()
     with Sandbox() as sandbox:
@@ -133,18 +121,9 @@ def cold_start(folder: Path = TINY_FOLDER, stages: Sequence[Stage] = STAGES, bat
 
 
 def learn_stage(policy: Policy, stage: Stage, number: int, batch: int, seed: int, sandbox: Sandbox) -> float:
-    """One stage of supervised training on traces of 'branching'.
+    """One stage of supervised training on traces of 'branching', ``batch`` a step; each ``number`` has other problems.
 
-    Args:
-        policy: is trained in place.
-        stage: what is imitated.
-        number: of the stage: each draws other problems, all of the split "train".
-        batch: traces a step.
-        seed: of problems, traces and batches.
-        sandbox: runs the traces' calls.
-
-    Returns:
-        The mean loss of the last 32 steps, in nats a policy token.
+    Returns the mean loss of the last 32 steps, in nats a policy token.
     """
     rng, chat = random.Random(seed + 1000 * number), Chat(policy, load_protocol())
     problems = draw_problems(stage.traces, "train", seed=1_000_003 * (number + 1) + seed, **stage.task)
@@ -155,3 +134,58 @@ def learn_stage(policy: Policy, stage: Stage, number: int, batch: int, seed: int
     label = f"stage {number + 1}: imitation"
     losses = imitate(policy, traces, stage.steps, stage.learning_rate, batch, rng=rng, label=label)
     return round(mean(losses[-32:]), 4)
+
+
+_BASE = STAGES[-1].noise  # the shipped policy's own habits
+_WEAK = replace(_BASE, bad_call=0.7, recover=0.3)
+_BROKEN_GUESSES = replace(_BASE, bad_call=0.6, recover=0.3, invalid=0.8, skip=0.15)
+_LONG = ({"steps": 5}, {"max_turns": 9, "max_context": 512})
+_PARITY = {"ask": "parity"}
+
+
+@dataclass(frozen=True)
+class Regime:
+    """A start, and a variant of the task."""
+
+    special: str  #: what is special here
+    noise: TraceNoise  #: the habits that its starting policy imitates
+    task: dict = field(default_factory=dict)  #: options of the task ``branching``
+    changes: dict = field(default_factory=dict)  #: of the training configuration
+
+
+REGIMES: dict[str, Regime] = {
+    "no_broken": Regime("bad calls run, and print something wrong", replace(_BASE, invalid=0.0)),
+    "all_broken": Regime("every bad call is broken", replace(_BASE, invalid=1.0)),
+    "weak": Regime("few right answers at the start", _WEAK),
+    "strong": Regime("mostly right at the start", replace(_BASE, bad_call=0.2)),
+    "long": Regime("five steps instead of three", _BASE, *_LONG),
+    "hopeless": Regime("five steps, hardly ever right", _WEAK, *_LONG),
+    "guess": Regime("even or odd: half of all guesses are right", replace(_BASE, skip=0.15), _PARITY),
+    "guess_broken": Regime("guesses pay, and most bad calls are broken", _BROKEN_GUESSES, _PARITY),
+}
+
+
+def load_regime(name: str) -> Regime:
+    """A regime by name."""
+    if name not in REGIMES:
+        raise ValueError(f"unknown regime {name!r}; known: {', '.join(REGIMES)}")
+    return REGIMES[name]
+
+
+def regime_policy(name: str, folder: Path | None = None) -> Path:
+    """The folder of a regime's starting policy; made if it is not there yet (a minute or two, fixed seeds)."""
+    regime = load_regime(name)
+    made_of = repr(regime).encode() + (TINY_FOLDER / "model.safetensors").read_bytes()
+    path = (folder or results_folder() / "policies") / f"{name}-{hashlib.sha256(made_of).hexdigest()[:8]}"
+    if not path.exists():
+        policy = load_policy(TINY_FOLDER, device="cpu")
+        # Imitated long enough for the old habits to go; the skill stays.
+        stage = Stage(2500, 300, 1e-3, regime.noise, regime.task)
+        with Sandbox() as sandbox:
+            learn_stage(policy, stage, number=9, batch=32, seed=0, sandbox=sandbox)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+            policy.save(Path(scratch) / "policy")
+            if not path.exists():  # another process may have been faster
+                os.rename(Path(scratch) / "policy", path)
+    return path

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import stdev
@@ -43,6 +43,11 @@ class Difference:
         return "better" if self.over_seeds.estimate > 0 else "worse"
 
 
+def by_arm(runs: Sequence[RecordedRun]) -> dict[str, list[RecordedRun]]:
+    """Each arm's runs, in the order in which the arms come."""
+    return {arm: [run for run in runs if run.arm == arm] for arm in dict.fromkeys(run.arm for run in runs)}
+
+
 def accuracies(runs: Sequence[RecordedRun], arm: str, kind: str = "sampled") -> dict[int, float]:
     """Held-out accuracy of each of an arm's seeds; ``kind`` is "sampled" or "greedy"."""
     return {seed: run.footer[kind]["accuracy"] for seed, run in _by_seed(runs, arm).items()}
@@ -54,37 +59,29 @@ def differences(
     """Each arm against the base arm, paired by seed and by problem; p-values corrected over all arms given.
 
     An arm's runs that never moved are one policy graded with one set of draws: only the first of them counts.
-
-    Args:
-        runs: recorded runs with an evaluation, of all these arms, at most one a seed of each.
-        arms: whom to compare with ``base``.
-        base: the arm they are compared with.
-        kind: "sampled" or "greedy".
-
-    Raises:
-        ValueError: fewer than two common seeds that count; evaluations of which none is a part of all others; two
-            runs of one arm and seed.
+    Raises ValueError for fewer than two common seeds that count, unlike problems, or two runs of one arm and seed.
     """
-    found = []
-    theirs = _by_seed(runs, base)
+    found, theirs = [], _by_seed(runs, base)
     for arm in arms:
-        pairs = _distinct([(run, theirs[seed]) for seed, run in _by_seed(runs, arm).items() if seed in theirs])
+        pairs, still = [], set()  # an arm's untouched starting policy is paired once only
+        for pair in [(run, theirs[seed]) for seed, run in _by_seed(runs, arm).items() if seed in theirs]:
+            here = {run.arm for run in pair if not run.moved}
+            if not here & still:
+                pairs.append(pair)
+            still |= here
         if len(pairs) < 2:
-            raise ValueError(
-                f"{arm} against {base}: {len(pairs)} common seeds (of runs that never moved, one counts); "
-                "at least two are needed"
-            )
+            few = f"{len(pairs)} common seeds (of runs that never moved, one counts)"
+            raise ValueError(f"{arm} against {base}: {few}; at least two are needed")
         scores_SP = _pair([run.footer[kind]["per_problem"] for pair in pairs for run in pair])
         mine_SP, theirs_SP = scores_SP[::2], scores_SP[1::2]
         gaps_S = [mean(mine_P) - mean(their_P) for mine_P, their_P in zip(mine_SP, theirs_SP, strict=True)]
-        over_problems = _bootstrap(
-            *([mean(scores_S) for scores_S in zip(*side, strict=True)] for side in (mine_SP, theirs_SP))
-        )
+        over_seeds_P = [[mean(scores_S) for scores_S in zip(*side, strict=True)] for side in (mine_SP, theirs_SP)]
         spread = stdev(gaps_S)
         # One number a pair: the paired formula, whatever the pairs are.
         detectable = minimum_detectable_effect(len(gaps_S), sd=spread, over="problems") if spread else math.nan
         p = float(ttest_1samp(gaps_S, 0.0).pvalue) if spread else 1.0
-        found.append(Difference(arm, base, len(pairs), t_interval(gaps_S), over_problems, detectable, p, p_holm=1.0))
+        intervals = t_interval(gaps_S), _bootstrap(*over_seeds_P)
+        found.append(Difference(arm, base, len(pairs), *intervals, detectable, p, p_holm=1.0))
     return corrected(found)
 
 
@@ -95,21 +92,13 @@ def corrected(found: Sequence[Difference]) -> list[Difference]:
 
 
 def points(interval: Interval) -> str:
-    """A difference in points, e.g. "-0.5 [-3.6, +2.6]".
-
-    >>> points(Interval(-0.005, -0.036, 0.026))
-    '-0.5 [-3.6, +2.6]'
-    """
+    """A difference in points, e.g. "-0.5 [-3.6, +2.6]"."""
     return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * value for value in interval))
 
 
-def percent(shares: Sequence[float]) -> str:
-    """Mean of seeds with its t-interval in percent, within [0, 100].
-
-    >>> percent([0.7, 0.8])
-    '75.0 [11.5, 100.0]'
-    """
-    return "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * value for value in t_interval(shares, share=True)))
+def percent(shares: Iterable[float]) -> str:
+    """Mean of seeds with its t-interval in percent, e.g. "75.0 [11.5, 100.0]"."""
+    return "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * value for value in t_interval(list(shares), share=True)))
 
 
 @dataclass(frozen=True)
@@ -159,25 +148,30 @@ class Comparison:
 
 
 def compare(a: str | Path | RecordedRun | Scores, b: str | Path | RecordedRun | Scores) -> Comparison:
-    """The difference b minus a of two evaluations, paired by problem.
+    """The difference b minus a of two evaluations, paired by problem; each as `read_scores` takes it.
 
-    Args:
-        a, b: as `read_scores` takes them.
-
-    Raises:
-        ValueError: a file that cannot be read; other problems in a than in b; fewer than two problems.
+    Raises ValueError for a file that cannot be read, other problems in a than in b, or fewer than two problems.
 
     >>> old, new = Scores("old", {"1": 0, "2": 1, "3": 1}), Scores("new", {"3": 1, "2": 1, "1": 1})
     >>> round(compare(old, new).difference.estimate, 2), round(compare(new, old).difference.estimate, 2)
     (0.33, -0.33)
     """
     first, second = read_scores(a), read_scores(b)
-    _require_same_problems(first, second)
+    if first.task != second.task and None not in (first.task, second.task):
+        where = f"{first.name!r} is on {first.task}, {second.name!r} on {second.task}"
+        raise ValueError(f"{where}: only the same problems can be paired")
+    wrong = f"evaluate both on the same problems: {second.name!r} and {first.name!r}"
+    for one, other in ((first, second), (second, first)):
+        if missing := sorted(set(one.scores) - set(other.scores)):
+            shown = ", ".join(missing[:5])
+            raise ValueError(f"{other.name!r} lacks {len(missing)} problems of {one.name!r} (id {shown} ...): {wrong}")
+    both = set(first.questions) & set(second.questions)
+    if unlike := sorted(key for key in both if first.questions[key] != second.questions[key]):
+        raise ValueError(f"{len(unlike)} problems have one id but two questions (id {', '.join(unlike[:5])}): {wrong}")
     a_P, b_P = _pair([first.scores, second.scores])
     gaps_P = [after - before for before, after in zip(a_P, b_P, strict=True)]
     difference = _bootstrap(b_P, a_P)
-    sd = stdev(gaps_P)
-    worse, better = sum(gap < 0 for gap in gaps_P), sum(gap > 0 for gap in gaps_P)
+    sd, worse, better = stdev(gaps_P), sum(gap < 0 for gap in gaps_P), sum(gap > 0 for gap in gaps_P)
     return Comparison(
         *(first.name, second.name, len(gaps_P), mean(a_P), mean(b_P), difference, worse, better),
         p_value=float(binomtest(better, better + worse).pvalue) if better + worse else 1.0,
@@ -188,25 +182,28 @@ def compare(a: str | Path | RecordedRun | Scores, b: str | Path | RecordedRun | 
 def read_scores(source: str | Path | RecordedRun | Scores) -> Scores:
     """The score of each problem: of a results file, or of the sampled evaluation that ends a recorded run.
 
-    Args:
-        source: a results file, a run's ``metrics.jsonl`` or folder, a compact file with one run, or the run itself.
-
-    Raises:
-        ValueError: no such file, not JSON lines, cut off, or without results per problem.
+    A run is given as it is, or by its folder, ``metrics.jsonl``, or a compact file that holds no other.
+    Raises ValueError for no such file, one that is not JSON lines or is cut off, or no results per problem.
     """
     if isinstance(source, Scores):
         return source
     name = f"{source.arm} seed {source.seed}" if isinstance(source, RecordedRun) else str(source)
     try:
-        run = source if isinstance(source, RecordedRun) else _run_in(Path(source))
-        if run is not None:
-            scores = {str(key): float(score) for key, score in run.footer["sampled"]["per_problem"].items()}
-            return Scores(name, dict(sorted(scores.items())), run.header["task"])
+        if isinstance(source, RecordedRun):
+            runs = [source]
+        elif Path(source).is_dir() or Path(source).suffix == ".gz":
+            runs = load_runs(source)
+        else:
+            runs = list(filter(None, [read_run(source)]))
+        if len(runs) > 1:
+            raise ValueError(f"holds {len(runs)} runs; name one run's folder or metrics.jsonl")
+        if runs:
+            scores = {str(key): float(score) for key, score in runs[0].footer["sampled"]["per_problem"].items()}
+            return Scores(name, dict(sorted(scores.items())), runs[0].header["task"])
         lines = [json.loads(line) for line in Path(source).read_text("utf-8").splitlines() if line.strip()]
         if not lines:
             raise ValueError("is empty")
-        header, *rows = lines
-        rows = [row for row in rows if row.get("kind") == "problem"]
+        header, rows = lines[0], [row for row in lines[1:] if row.get("kind") == "problem"]
         scores = {row["id"]: mean([float(right) for right in row["correct"]]) for row in rows}
         if len(rows) != header["problems"] or len(scores) != len(rows):
             raise ValueError(f"{len(rows)} problems of {header['problems']}: the file is cut off")
@@ -216,40 +213,18 @@ def read_scores(source: str | Path | RecordedRun | Scores) -> Scores:
         raise ValueError(f"{name!r}: no such results file") from error
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{name!r}: not JSON lines, or cut off ({error})") from error
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise ValueError(
-            f"{name!r}: no results per problem; write them with: gtpo-mini evaluate --output FILE"
-        ) from error
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{name!r}: no results per problem; make them: gtpo-mini evaluate --output FILE") from error
     except ValueError as error:
         raise ValueError(f"{name!r}: {error}") from error
 
 
-def _run_in(path: Path) -> RecordedRun | None:
-    if not path.is_dir() and path.suffix != ".gz":
-        return read_run(path)
-    runs = load_runs(path)
-    if len(runs) > 1:
-        raise ValueError(f"holds {len(runs)} runs; name one run's folder or metrics.jsonl")
-    return runs[0]
-
-
 def _by_seed(runs: Sequence[RecordedRun], arm: str) -> dict[int, RecordedRun]:
-    mine = [run for run in runs if run.arm == arm]
+    mine = by_arm(runs).get(arm, [])
     found = {run.seed: run for run in mine}
     if len(found) < len(mine):
         raise ValueError(f"{arm}: more than one run of a seed; give the runs of one setting")
     return found
-
-
-def _distinct(pairs: Sequence[tuple[RecordedRun, RecordedRun]]) -> list[tuple[RecordedRun, RecordedRun]]:
-    """The pairs without those in which an arm stands once more with its untouched starting policy."""
-    kept, still = [], set()
-    for pair in pairs:
-        here = {run.arm for run in pair if not run.moved}
-        if not here & still:
-            kept.append(pair)
-        still |= here
-    return kept
 
 
 def _pair(scores: Sequence[Mapping[str, float]]) -> list[list[float]]:
@@ -264,15 +239,3 @@ def _bootstrap(a: Sequence[float], b: Sequence[float]) -> Interval:
     with warnings.catch_warnings():  # equal everywhere: what could have been seen stands beside it
         warnings.simplefilter("ignore", RuntimeWarning)
         return paired_bootstrap(a, b)
-
-
-def _require_same_problems(a: Scores, b: Scores) -> None:
-    if a.task != b.task and None not in (a.task, b.task):
-        raise ValueError(f"{a.name!r} is on {a.task}, {b.name!r} on {b.task}: only the same problems can be paired")
-    wrong = f"evaluate both on the same problems: {b.name!r} and {a.name!r}"
-    for one, other in ((a, b), (b, a)):
-        if missing := sorted(set(one.scores) - set(other.scores)):
-            shown = ", ".join(missing[:5])
-            raise ValueError(f"{other.name!r} lacks {len(missing)} problems of {one.name!r} (id {shown} ...): {wrong}")
-    if other := sorted(key for key in set(a.questions) & set(b.questions) if a.questions[key] != b.questions[key]):
-        raise ValueError(f"{len(other)} problems have one id but two questions (id {', '.join(other[:5])}): {wrong}")

@@ -1,24 +1,82 @@
-"""Accuracy, pass@k and maj@k of a policy on held-out problems, with intervals and per-problem results."""
+"""Graded rollouts of a policy on a task, and what they say: accuracy, pass@k and maj@k, with intervals."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple
 
 from ..policy.model import Policy
-from ..rollout.protocol import ToolProtocol
+from ..rollout.engine import RolloutEngine
+from ..rollout.protocol import ToolProtocol, load_protocol
 from ..rollout.settings import SamplingSettings
 from ..sandbox import Sandbox
 from ..tasks.task import Task
 from ..train.metrics import describe_rollouts, mean
-from .sample import Group, sample
+from ..types import Trajectory
 from .stats import Interval, pass_at_k, t_interval, wilson_interval
+
+
+class Group(NamedTuple):
+    """The G rollouts of one problem, and their grades."""
+
+    rollouts: list[Trajectory]
+    correct: list[bool | float]
+
+
+def sample(
+    policy: Policy,
+    task: Task,
+    problems: int = 1,
+    group_size: int = 8,
+    seed: int = 0,
+    settings: SamplingSettings | None = None,
+    protocol: ToolProtocol | None = None,
+    sandbox: Sandbox | None = None,
+    finished: Callable[[Group], None] | None = None,
+) -> list[Group]:
+    """Roll a policy out on a task's first problems, and grade the answers.
+
+    Args:
+        policy, task, problems, group_size: who solves what, how many and how often; both at least 1.
+        settings, seed: how to sample (None: the defaults), and with which random numbers.
+        protocol, sandbox: None takes fenced code, and a sandbox of its own.
+        finished: called with each group as soon as it is whole and graded.
+
+    Returns one `Group` a problem, in the task's order. Raises ValueError for no problems or an empty group, a prompt
+    that does not fit, or a grader that fails.
+
+    >>> from gtpo_mini import load_policy, load_task
+    >>> groups = sample(load_policy("tiny"), load_task("branching"), problems=2, group_size=3)
+    >>> [len(rollouts) for rollouts, correct in groups]
+    [3, 3]
+    """
+    if problems < 1:
+        raise ValueError(f"problems={problems}: must be at least 1")
+    stopped: dict[int, dict[int, Trajectory]] = {}
+    graded: dict[int, Group] = {}
+
+    def grade(number: int, rollout: Trajectory) -> None:
+        place = number // group_size
+        group = stopped.setdefault(place, {})
+        group[number] = rollout
+        if len(group) == group_size and place not in graded:  # out of GPU memory, the engine begins again
+            rollouts = [group[number] for number in sorted(group)]
+            graded[place] = Group(rollouts, [task.grade(rollout.problem, rollout.answer) for rollout in rollouts])
+            if finished is not None:
+                finished(graded[place])
+
+    with ExitStack() as stack:
+        sandbox = sandbox or stack.enter_context(Sandbox())
+        engine = RolloutEngine(policy, protocol or load_protocol(), sandbox, settings)
+        engine.generate(task.problems[:problems], group_size, seed, grade)
+    return [graded[place] for place in sorted(graded)]
 
 
 @dataclass(frozen=True)
@@ -50,7 +108,7 @@ class Evaluation:
         return ", ".join(f"{name} {i.estimate:.3f} [{i.low:.3f}, {i.high:.3f}]" for name, i in found.items())
 
     def pass_at(self, k: int) -> float:
-        """Unbiased estimate that one of k samples is right; k at most the number of samples."""
+        """Unbiased estimate that at least one of k samples is right; k at most the number of samples."""
         return self.pass_interval(k).estimate
 
     def pass_interval(self, k: int) -> Interval:
@@ -88,12 +146,8 @@ def _over_problems(scores: Sequence[float]) -> Interval:
 
 
 def powers_of_two(most: int) -> list[int]:
-    """1, 2, 4, ... and ``most`` itself.
-
-    >>> powers_of_two(6)
-    [1, 2, 4, 6]
-    """
-    return [*(k for k in (2**i for i in range(most.bit_length())) if k < most), most]
+    """1, 2, 4, ... and ``most`` itself."""
+    return sorted({*(2**i for i in range(most.bit_length())), most})
 
 
 def evaluate(
@@ -108,42 +162,41 @@ def evaluate(
     output: str | Path | None = None,
     header: Mapping[str, Any] | None = None,
 ) -> Evaluation:
-    """Roll a policy out on a task and grade it.
+    """Roll a policy out on a task and grade it: `sample`, counted.
 
     Args:
-        policy, task: who solves what.
+        policy, task, seed, protocol, sandbox: as in `sample`.
         settings: how to sample; ``temperature=0`` is greedy.
-        samples: k rollouts a problem, at least 1.
-        problems: how many of the task's problems, from the first; None: all.
-        protocol, sandbox: as in `Trainer`; None takes fenced code, and a sandbox of its own.
-        seed: of the sampling.
-        output: a new JSON-lines file for `compare`: a header, a line a problem as soon as its samples are graded (a
-            call that is killed leaves those), and the totals.
-        header: more facts for the header.
+        samples, problems: k >= 1 rollouts for each of the task's first P problems; None: for all.
+        output: a new JSON-lines file for `compare`: a header (with what ``header`` holds), a line a problem as soon as
+            its samples are graded (a call that is killed leaves those), and the totals.
 
-    Returns:
-        An `Evaluation` of P problems.
-
-    Raises:
-        ValueError: no samples, or no problems; a file that is there already or cannot be written.
+    Returns an `Evaluation` of P problems. Raises ValueError for no samples or no problems, or for a file that is there
+    already or cannot be written.
     """
     for name, number in (("samples", samples), ("problems", problems)):
         if number is not None and number < 1:
             raise ValueError(f"{name}={number}: must be at least 1")
     chosen = task.problems[:problems]
     lines: dict[int, dict[str, Any]] = {}  # of each group, by the object: ids of an own task may repeat
-    with ExitStack() as stack:
-        file = stack.enter_context(Path(require_new(output)).open("a", encoding="utf-8")) if output else None
-        facts = {"task": task.name, "split": task.split, **(header or {}), "problems": len(chosen), "samples": samples}
-        _write(file, {"kind": "header", **facts})
+    with open(require_new(output) if output else os.devnull, "a", encoding="utf-8") as file:
+
+        def write(kind: str, facts: Mapping[str, Any]) -> None:
+            if output:
+                print(json.dumps({"kind": kind, **facts}), file=file, flush=True)
 
         def finished(group: Group) -> None:
             problem, answers = group.rollouts[0].problem, [rollout.answer for rollout in group.rollouts]
-            line = {"id": problem.id, "question": _digest(problem.question), "gold": problem.answer}
-            line |= {"correct": group.correct, "answers": answers}
-            lines[id(group)] = line | {"majority_correct": task.grade(problem, _most_frequent(answers))}
-            _write(file, {"kind": "problem", **lines[id(group)]})
+            digest = hashlib.sha256(problem.question.encode()).hexdigest()[:16]  # one id may name two questions
+            line = {"id": problem.id, "question": digest, "gold": problem.answer, "correct": group.correct}
+            counts = Counter(answer.strip() for answer in answers if answer is not None)
+            most_frequent = counts.most_common(1)[0][0] if counts else None  # of several, the one given first
+            majority = task.grade(problem, most_frequent)
+            lines[id(group)] = {**line, "answers": answers, "majority_correct": majority}
+            write("problem", lines[id(group)])
 
+        facts = {"task": task.name, "split": task.split, **(header or {}), "problems": len(chosen), "samples": samples}
+        write("header", facts)
         groups = sample(policy, task, len(chosen), samples, seed, settings, protocol, sandbox, finished)
         rows = [lines[id(group)] for group in groups]
         rollouts = [rollout for group in groups for rollout in group.rollouts]
@@ -154,41 +207,20 @@ def evaluate(
             majority_correct=tuple(row["majority_correct"] for row in rows),
             behaviour=describe_rollouts(rollouts, [grade for row in rows for grade in row["correct"]]),
         )
-        _write(file, {"kind": "totals", **{k: v for k, v in result.record().items() if k != "per_problem"}})
+        write("totals", {key: value for key, value in result.record().items() if key != "per_problem"})
     return result
 
 
 def require_new(path: str | Path) -> Path:
-    """The path of a file that can be made, before hours of work; its folder is made.
-
-    Raises:
-        ValueError: it is there already, or cannot be written.
-    """
+    """The path of a file that can be made, or a ValueError, before hours of work; its folder is made."""
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.open("x").close()
         path.unlink()
-    except FileExistsError as error:
-        what = "is a folder; name a file" if path.is_dir() else "is there already; choose another file"
-        raise ValueError(f"output={str(path)!r}: {what if path.exists() else 'cannot be written'}") from error
     except OSError as error:
-        raise ValueError(f"output={str(path)!r}: cannot be written ({error.strerror}); choose another file") from error
+        why = f"cannot be written ({error.strerror}); choose another file"
+        if isinstance(error, FileExistsError) and path.exists():
+            why = "is a folder; name a file" if path.is_dir() else "is there already; choose another file"
+        raise ValueError(f"output={str(path)!r}: {why}") from error
     return path
-
-
-def _write(file: TextIO | None, line: dict) -> None:
-    if file is not None:
-        file.write(json.dumps(line) + "\n")
-        file.flush()
-
-
-def _digest(question: str) -> str:
-    """So that two files with equal ids but other questions are told apart."""
-    return hashlib.sha256(question.encode()).hexdigest()[:16]
-
-
-def _most_frequent(answers: Sequence[str | None]) -> str | None:
-    """The most frequent answer; of several, the one given first."""
-    counts = Counter(answer.strip() for answer in answers if answer is not None)
-    return counts.most_common(1)[0][0] if counts else None

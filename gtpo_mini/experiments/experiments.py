@@ -7,11 +7,13 @@ import multiprocessing
 import os
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import replace
 from multiprocessing import connection
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from tqdm.auto import tqdm
@@ -25,8 +27,9 @@ from ..train.config import load_profile
 from ..train.metrics import mean
 from ..train.record import RecordedRun, read_run
 from ..train.trainer import Trainer
+from .coldstart import load_regime, regime_policy
+from .compare import by_arm
 from .evaluate import evaluate
-from .regimes import load_regime, regime_policy
 from .stats import t_interval
 
 _EVAL_ROWS = 256  # rollouts decoded at once in an evaluation, which keeps nothing for a backward pass
@@ -41,32 +44,23 @@ def run_arm(
     regime: str | None = None,
     **changes,
 ) -> RecordedRun:
-    """Train one arm with one seed, then evaluate it on held-out problems.
+    """Train one arm with one seed in the folder ``output``, then evaluate it; the options are those of `run_arms`.
 
-    Args:
-        arm: a key of `ARMS`.
-        seed: of the run; it decides problems and sampling, the same for every arm.
-        output: folder of the run, ``metrics.jsonl`` in it. A finished run there is read instead of made again,
-            an unfinished one is made anew.
-        profile: machine and base configuration; see `load_profile`.
-        eval_problems: held-out problems, the same for every run; one sample each, and once more greedily. 0: no
-            evaluation.
-        regime: a key of `REGIMES`: another starting policy and another variant of the offline task.
-        changes: fields of `TrainConfig` and `Credit`, the same for every arm of a comparison (``steps=40``).
-
-    Raises:
-        ValueError: unknown arm, profile or regime; a finished run of another configuration in ``output``.
+    A finished run there is read instead of made again, an unfinished one is made anew; one of another configuration
+    is a ValueError.
     """
     chosen = load_profile(profile)
     variant = load_regime(regime) if regime else None
+    options = variant.task if variant else {}
     changes = {**(variant.changes if variant else {}), **changes}
     own = {name: changes.pop(name) for name in Credit.__dataclass_fields__ if name in changes}
     credit = load_arm(arm)
     config = replace(chosen.train, credit=replace(credit, **own) if own else credit, seed=seed, **changes)
-    facts = {"arm": arm, **({"regime": regime, "task_options": variant.task} if variant else {})}
+    facts = {"arm": arm, **({"regime": regime, "task_options": options} if regime else {})}
+    facts["eval_problems"] = eval_problems
     path = Path(output) / "metrics.jsonl"
     if path.exists() and (run := read_run(path)) is not None:
-        same = {**facts, "config": json.loads(json.dumps(config.record())), "eval_problems": eval_problems}
+        same = {**facts, "config": json.loads(json.dumps(config.record()))}
         if any(run.header.get(key) != value for key, value in same.items()):
             raise ValueError(f"output={str(output)!r}: holds a run of another configuration; choose another folder")
         return run
@@ -75,12 +69,9 @@ def run_arm(
     policy = load_policy(model, chosen.quantize, chosen.lora_rank, chosen.device, seed=seed)
     if regime:
         policy.name = model.name  # a record names no folder of this machine
-    options = variant.task if variant else {}
-    train, test = load_task(chosen.task, "train", **options), load_task(chosen.task, "test", **options)
+    train, test = (load_task(chosen.task, split, **options) for split in ("train", "test"))
     if {p.question for p in train.problems} & {p.question for p in test.problems}:
         raise ValueError(f"task {chosen.task!r}: the same question is in train and in test")
-    facts |= {"eval_problems": eval_problems}
-
     with Sandbox() as sandbox:
 
         def evaluations() -> dict:
@@ -107,12 +98,16 @@ def run_arms(
     """Every arm with every seed, each run in a process of its own with one thread; a bar over all steps.
 
     Args:
-        arms, seeds: what to run; seeds are paired across arms.
-        output: folder with one folder a run, ``<arm>-seed<seed>``. Finished runs in it are kept, so that a killed
-            call goes on where it stopped.
-        profile, options: as in `run_arm`.
+        arms, seeds: keys of `ARMS`; a seed decides problems and sampling, the same for every arm.
+        output: gets a folder a run, ``<arm>-seed<seed>``; finished runs are kept, so that a killed call can go on.
+        profile: machine and base configuration; see `load_profile`.
         processes: runs at a time; more than cores is slower, not faster.
         rates: learning rate of each arm (`search_rates`); None: the profile's, or ``learning_rate``, for all.
+        options: of every run: ``eval_problems`` held out (1024; 0: none), one sample each, and once more greedily; a
+            ``regime`` of `REGIMES`, another start and variant of the task; fields of `TrainConfig` and `Credit`.
+
+    Raises ValueError for nothing to run, an unknown arm, profile or regime, an arm without a rate, or a finished run of
+    another configuration in its folder.
     """
     _check(arms, options)
     if rates is not None and (missing := [arm for arm in arms if arm not in rates]):
@@ -134,19 +129,10 @@ def search_rates(
     processes: int = 2,
     **options,
 ) -> dict[str, float]:
-    """Search the learning rate of every arm with the same budget, and record the search.
+    """The best of ``rates`` for each arm, with the same budget; every score goes into ``output/rates.json``.
 
-    A rate's score is the mean training accuracy of the last third of the steps: fresh problems, so none of the
-    held-out ones is looked at.
-
-    Args:
-        arms, rates: what to try.
-        output: folder; its ``rates.json`` gets every score and each arm's best rate.
-        seeds: of the search, other ones than those that count.
-        profile, processes, options: as in `run_arms`.
-
-    Returns:
-        The best rate of each arm, as `run_arms` takes it.
+    A score is the mean training accuracy of the last third of the steps: fresh problems, so none of the held-out ones
+    is looked at. The seeds are other ones than those that count; the rest is as in `run_arms`.
     """
     _check(arms, options)
     jobs = [
@@ -155,10 +141,10 @@ def search_rates(
         for rate in rates
         for seed in seeds
     ]
-    scores: dict[str, dict[float, list[float]]] = {}
+    scores: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for run in _run_all(jobs, profile, processes, options):
         late = run.series("reward/outcome")[-max(1, len(run.steps) // 3) :]
-        scores.setdefault(run.arm, {}).setdefault(run.header["config"]["learning_rate"], []).append(mean(late))
+        scores[run.arm][run.header["config"]["learning_rate"]].append(mean(late))
     means = {arm: {rate: mean(values) for rate, values in found.items()} for arm, found in scores.items()}
     best = {arm: max(found, key=found.__getitem__) for arm, found in means.items()}
     record = {"best": best, "scores": means, "seeds": list(seeds)}
@@ -167,19 +153,13 @@ def search_rates(
 
 
 def read_rates(path: str | Path) -> dict[str, float]:
-    """The best learning rate of each arm, from the ``rates.json`` of `search_rates`.
-
-    Raises:
-        ValueError: no such file, or one without rates.
-    """
+    """The best learning rate of each arm, from the ``rates.json`` of `search_rates`; a ValueError if it has none."""
     try:
         best = json.loads(Path(path).read_text(encoding="utf-8"))["best"]
         return {arm: finite_number(f"learning rate of {arm}", rate, low=0) for arm, rate in best.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"rates={str(path)!r}: no learning rates there ({type(error).__name__}: {error}); make them with: "
-            "gtpo-mini search --output FOLDER, and take FOLDER/rates.json"
-        ) from error
+        why = f"no learning rates there ({type(error).__name__}: {error})"
+        raise ValueError(f"rates={str(path)!r}: {why}; take the rates.json of: gtpo-mini search") from error
 
 
 def _check(arms: Sequence[str], options: dict) -> None:
@@ -201,24 +181,16 @@ def _run_all(jobs: Sequence[tuple], profile: str | None, processes: int, options
     context = multiprocessing.get_context("spawn")  # a fork would inherit torch's locks
     # Read by a process as it starts: one thread each, and no bar of their own.
     inherited = {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
-    kept = {name: os.environ.get(name) for name in inherited}
-    os.environ.update(inherited)
-    try:
-        with ProcessPoolExecutor(processes, context, initializer=_one_thread) as pool, tqdm(total=total) as bar:
-            futures = [
-                pool.submit(run_arm, arm, seed, folder, profile, **{**options, **changes})
-                for arm, seed, folder, changes in jobs
-            ]
-            while wait(futures, timeout=0.5).not_done:
-                if failed := next((f for f in futures if f.done() and f.exception()), None):
-                    pool.shutdown(cancel_futures=True)
-                    failed.result()
-                _show_progress(bar, folders, finished)
+    pool = ProcessPoolExecutor(processes, context, initializer=_one_thread)
+    with patch.dict(os.environ, inherited), pool, tqdm(total=total) as bar:
+        futures = [pool.submit(run_arm, *job, profile, **{**options, **changes}) for *job, changes in jobs]
+        while wait(futures, timeout=0.5).not_done:
+            if failed := next((f for f in futures if f.done() and f.exception()), None):
+                pool.shutdown(cancel_futures=True)
+                failed.result()
             _show_progress(bar, folders, finished)
-            return [future.result() for future in futures]
-    finally:
-        for name, value in kept.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        _show_progress(bar, folders, finished)
+        return [future.result() for future in futures]
 
 
 def _one_thread() -> None:
@@ -250,8 +222,7 @@ def _show_progress(bar: tqdm, folders: list[tuple[str, int, Path]], finished: di
 def ends_table(runs: Sequence[RecordedRun]) -> str:
     """A line an arm: accuracy of the first step, and at the end (held out, where evaluated) with its t-interval."""
     lines = []
-    for arm in dict.fromkeys(run.arm for run in runs):
-        mine = [run for run in runs if run.arm == arm]
+    for arm, mine in by_arm(runs).items():
         start = mean([run.steps[0]["reward/outcome"] for run in mine])
         ends = [run.footer["sampled"]["accuracy"] for run in mine if "sampled" in run.footer]
         ends = ends or [run.steps[-1]["reward/outcome"] for run in mine]

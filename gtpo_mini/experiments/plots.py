@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 from ..train.config import results_folder
 from ..train.metrics import mean
 from ..train.record import RecordedRun
-from .compare import Difference
-from .report import ROOT, load_regime_runs, regime_differences
-from .stats import t_interval
+from .compare import Difference, by_arm
+from .report import ROOT, RUNS, first_step, load_regime_runs, regime_differences
+from .stats import Interval, t_interval
 
 #: Okabe-Ito colours, which colour-blind readers tell apart, and a marker of its own for each arm.
 ARM_STYLE = {
@@ -38,58 +38,49 @@ LABELS = {
 }
 
 
-_SHARES = ("reward/outcome", "rollout/invalid_calls")
+def _finish(axes: Axes, grid: bool = True) -> None:
+    if grid:
+        axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
-def smooth(values: Sequence[float], window: int = 5) -> list[float]:
-    """Mean over the last ``window`` values (fewer at the beginning).
-
-    >>> smooth([0.0, 1.0, 2.0], window=2)
-    [0.0, 0.5, 1.5]
-    """
-    return [mean(values[max(0, i + 1 - window) : i + 1]) for i in range(len(values))]
+def _bar(axes: Axes, row: float, interval: Interval, **style: object) -> None:
+    """An interval in points, as a line."""
+    axes.plot([100 * end for end in interval[1:]], [row] * 2, **style)
 
 
 def plot_metric(axes: Axes, runs: Sequence[RecordedRun], key: str = "reward/outcome", window: int = 5) -> None:
-    """One metric over the steps: a thin line a seed, the mean over S seeds, and its 95 % t-interval as a band.
-
-    Args:
-        axes: where to draw.
-        runs: at least two seeds of each arm, of equal length.
-        key: of the metric, e.g. "rollout/calls".
-        window: steps of the moving average.
-    """
-    for arm in dict.fromkeys(run.arm for run in runs):
+    """One metric as a moving average over the steps: thin lines are seeds, the bold one their mean in its t-band."""
+    share = key in ("reward/outcome", "rollout/invalid_calls")
+    for arm, mine in by_arm(runs).items():
         colour, marker, label = ARM_STYLE.get(arm, (*_OTHER, arm))
-        curves_ST = [smooth(run.series(key), window) for run in runs if run.arm == arm]
-        steps = range(1, len(curves_ST[0]) + 1)
+        series_ST = [run.series(key) for run in mine]
+        steps = range(1, len(series_ST[0]) + 1)
+        curves_ST = [[mean(s[max(0, t - window) : t]) for t in range(1, len(s) + 1)] for s in series_ST]
         for curve in curves_ST:
             axes.plot(steps, curve, color=colour, linewidth=0.6, alpha=0.5)
-        if len(curves_ST) < 2:
-            raise ValueError(
-                f"arm {arm!r} has one seed, and an interval needs at least 2: gtpo-mini experiment makes them"
-            )
-        bands = [t_interval(column, share=key in _SHARES) for column in zip(*curves_ST, strict=True)]
+        if len(mine) < 2:
+            need = "an interval needs at least 2: gtpo-mini experiment makes them"
+            raise ValueError(f"arm {arm!r} has one seed, and {need}")
+        bands = [t_interval(column, share=share) for column in zip(*curves_ST, strict=True)]
         axes.fill_between(steps, [b.low for b in bands], [b.high for b in bands], color=colour, alpha=0.15, linewidth=0)
-        every = max(1, len(steps) // 8)
-        centre = [b.estimate for b in bands]
+        every, centre = max(1, len(steps) // 8), [b.estimate for b in bands]
         axes.plot(steps, centre, color=colour, linewidth=2, marker=marker, markevery=every, label=label)
     axes.set(xlabel="training step", ylabel=LABELS.get(key, key))
     axes.set_ylim(bottom=0)
-    if key in _SHARES:
+    if share:
         axes.set_ylim(top=min(1.0, max(0.1, axes.get_ylim()[1])))
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    _finish(axes)
 
 
 def plot_learning_curves(runs: Sequence[RecordedRun], title: str, note: str = "") -> Figure:
     """Accuracy, tool calls and invalid calls of all arms, with a caption that says what the bands are."""
     figure, panels = plt.subplots(1, 3, figsize=(12, 4.2), layout="constrained")
-    for axes, key in zip(panels, ("reward/outcome", "rollout/calls", "rollout/invalid_calls"), strict=True):
+    for axes, key in zip(panels, LABELS, strict=False):
         plot_metric(axes, runs, key)
     panels[0].legend(frameon=False)
     config = runs[0].header["config"]
-    counts = sorted({sum(run.arm == arm for run in runs) for arm in {run.arm for run in runs}})
+    counts = sorted({len(mine) for mine in by_arm(runs).values()})
     seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
     caption = (
         f"{seeds} seeds an arm (thin lines); bold: mean of a 5-step moving average; band: 95 % t-interval over "
@@ -106,14 +97,14 @@ def plot_differences(found: Sequence[Difference], title: str) -> Figure:
     for row, d in enumerate(found):
         colour = ARM_STYLE.get(d.arm, _OTHER)[0]
         axes.barh(row, 200 * d.detectable, left=-100 * d.detectable, height=0.8, color="#000000", alpha=0.06)
-        axes.plot([100 * end for end in d.over_problems[1:]], [row + 0.22] * 2, color=colour, linewidth=1)
-        axes.plot([100 * end for end in d.over_seeds[1:]], [row] * 2, color=colour, linewidth=3)
+        _bar(axes, row + 0.22, d.over_problems, color=colour, linewidth=1)
+        _bar(axes, row, d.over_seeds, color=colour, linewidth=3)
         axes.plot(100 * d.over_seeds.estimate, row, "o", color=colour, markersize=7)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(found)), [f"{d.arm} − {d.base}  ({d.seeds} seeds)" for d in found])
     axes.invert_yaxis()
     axes.set(xlabel="difference of held-out accuracy, points", title=title)
-    axes.spines[["top", "right"]].set_visible(False)
+    _finish(axes, grid=False)
     bars = "bold: 95 % t-interval over paired seeds; thin: bootstrap over problems; grey: too small to see (80 % power)"
     figure.supxlabel(bars, fontsize=8, color="#555555")
     return figure
@@ -123,41 +114,34 @@ def plot_regimes(regimes: Mapping[str, Sequence[RecordedRun]]) -> Figure:
     """GTPO minus GRPO in every regime, the accuracy before and after, and the tool calls a rollout."""
     size = (12, 2.0 + 0.42 * len(regimes))
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=size, sharey=True, layout="constrained")
+    panels = {left: "GTPO minus GRPO, points", middle: "held-out accuracy, %", right: LABELS["rollout/calls"]}
     for row, (name, d) in enumerate(regime_differences(regimes).items()):
-        runs = regimes[name]
-        left.plot([100 * end for end in d.over_seeds[1:]], [row] * 2, color="#555555", linewidth=3)
+        _bar(left, row, d.over_seeds, color="#555555", linewidth=3)
         left.plot(100 * d.over_seeds.estimate, row, "o", color="black")
-        start = [run.steps[0] for run in runs]
-        middle.plot(100 * mean([step["reward/outcome"] for step in start]), row, "|", color="black", markersize=14)
-        right.plot(mean([step["rollout/calls"] for step in start]), row, "|", color="black", markersize=14)
+        middle.plot(100 * first_step(regimes[name], "reward/outcome"), row, "|", color="black", markersize=14)
+        right.plot(first_step(regimes[name]), row, "|", color="black", markersize=14)
         for shift, arm in ((-0.12, "grpo"), (0.12, "gtpo")):
             colour, marker, _ = ARM_STYLE[arm]
-            ends = [run.footer["sampled"] for run in runs if run.arm == arm]
-            middle.plot([100 * e["accuracy"] for e in ends], [row + shift] * len(ends), marker, color=colour, alpha=0.6)
-            calls = [e["behaviour"]["rollout/calls"] for e in ends]
-            right.plot(calls, [row + shift] * len(ends), marker, color=colour, alpha=0.6)
+            ends = [run.footer["sampled"] for run in by_arm(regimes[name])[arm]]
+            shown = [100 * e["accuracy"] for e in ends], [e["behaviour"]["rollout/calls"] for e in ends]
+            for axes, values in zip((middle, right), shown, strict=True):
+                axes.plot(values, [row + shift] * len(ends), marker, color=colour, alpha=0.6)
     left.axvline(0, color="black", linewidth=0.8)
     left.set_yticks(range(len(regimes)), list(regimes))
     left.invert_yaxis()
-    for arm in ("grpo", "gtpo"):
-        middle.plot([], [], ARM_STYLE[arm][1], color=ARM_STYLE[arm][0], label=ARM_STYLE[arm][2])
+    for colour, marker, label in (ARM_STYLE["grpo"], ARM_STYLE["gtpo"]):
+        middle.plot([], [], marker, color=colour, label=label)
     middle.plot([], [], "|", color="black", markersize=12, label="at the start")
     figure.legend(*middle.get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside lower center", ncols=3)
-    labels = ("GTPO minus GRPO, points", "held-out accuracy, %", "tool calls a rollout")
-    for axes, label in zip((left, middle, right), labels, strict=True):
+    for axes, label in panels.items():
         axes.set_xlabel(label)
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+        _finish(axes)
     figure.suptitle("Where does GTPO differ from GRPO? One dot a seed; intervals: 95 % t over paired seeds")
     return figure
 
 
 def save_figure(figure: Figure, name: str, runs: Sequence[RecordedRun] = (), folder: str | Path | None = None) -> Path:
-    """Write ``name``.svg, .png and .json (where the data came from); the same figure gives the same bytes.
-
-    Returns:
-        The path of the PNG.
-    """
+    """Write ``name``.svg, .png (its path comes back) and .json, where the data came from; byte for byte the same."""
     folder = Path(folder or results_folder())
     folder.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
@@ -177,7 +161,7 @@ def save_figure(figure: Figure, name: str, runs: Sequence[RecordedRun] = (), fol
     return folder / f"{name}.png"
 
 
-def readme_figures(folder: Path = ROOT / "data" / "runs", output: Path = ROOT / "docs") -> list[Path]:
+def readme_figures(folder: Path = RUNS, output: Path = ROOT / "docs") -> list[Path]:
     """The README's figures, from the recorded runs alone."""
     regimes = load_regime_runs(folder)
     main = [run for run in regimes["(shipped)"] if run.arm in ("grpo", "gtpo")]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 import os
 import re
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -18,33 +18,13 @@ from nbconvert import HTMLExporter
 from tqdm import tqdm
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
-_RUNTIME = re.compile(r"\*\*Runtime\.\*\*.*?(\d+) s\b", re.DOTALL)
-
-
-def expected_seconds(notebook: nbformat.NotebookNode) -> int:
-    """The run time that a notebook promises in its first cell ("**Runtime.** about 90 s ..."), or 60.
-
-    >>> cell = nbformat.v4.new_markdown_cell("**Runtime.** About 90 s on two cores.")
-    >>> expected_seconds(nbformat.v4.new_notebook(cells=[cell]))
-    90
-    """
-    found = _RUNTIME.search(notebook.cells[0].source)
-    return int(found.group(1)) if found else 60
+_RUNTIME = re.compile(r"\*\*Runtime\.\*\*.*?(\d+) s\b", re.DOTALL)  # in a notebook's first cell
 
 
 def reproduce(output: str | Path = "results", names: list[str] | None = None) -> list[Path]:
-    """Run the notebooks in reading order; write executed HTML and figures to ``output``.
+    """Run the notebooks whose names begin so ("02"; None: all) in reading order; write HTML and figures to ``output``.
 
-    Args:
-        output: folder for the results.
-        names: beginnings of notebook names ("02"); None: all.
-
-    Returns:
-        The HTML files.
-
-    Raises:
-        RuntimeError: a notebook failed; its name, the error, and where the executed part was written.
-        ValueError: no notebook of such a name.
+    Returns the HTML files; raises a RuntimeError that names the notebook that failed and where its HTML is.
     """
     paths = [path for path in sorted(NOTEBOOKS.glob("*.ipynb")) if not names or path.name.startswith(tuple(names))]
     if not paths:
@@ -52,15 +32,27 @@ def reproduce(output: str | Path = "results", names: list[str] | None = None) ->
     folder = Path(output).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     notebooks = [nbformat.read(path, as_version=4) for path in paths]
-    seconds = [expected_seconds(notebook) for notebook in notebooks]
+    promised = [_RUNTIME.search(notebook.cells[0].source) for notebook in notebooks]
+    seconds = [int(found[1]) if found else 60 for found in promised]
     written, form = [], "{l_bar}{bar}| {elapsed} so far, {postfix}"
     with tempfile.TemporaryDirectory() as scratch, tqdm(total=sum(seconds), bar_format=form) as bar:
         progress = Path(scratch) / "progress"
         os.environ.update(GTPO_RESULTS=str(folder), GTPO_PROGRESS=str(progress), JUPYTER_PREFER_ENV_PATH="1")
+
+        def move(index: int, spent: float) -> None:
+            before, mine, after = sum(seconds[:index]), seconds[index], sum(seconds[index + 1 :])
+            bar.n = before + min(spent, 0.95 * mine)
+            # A machine that took longer than promised so far will take longer for the rest.
+            pace = max(1.0, bar.format_dict["elapsed"] / max(1.0, before + min(spent, mine)))
+            left = tqdm.format_interval(pace * (after + max(0.0, mine - spent)))
+            doing = progress.read_text().partition(" ")[2] if progress.exists() else ""
+            bar.set_postfix_str(f"about {left} left: {paths[index].stem} {doing}")
+
         for index, (path, notebook) in enumerate(zip(paths, notebooks, strict=True)):
             progress.unlink(missing_ok=True)
-            with _moving(bar, path.stem, seconds, index, progress):
-                failure = _execute(notebook)
+            failure = asyncio.run(_execute(notebook, partial(move, index)))
+            bar.n = sum(seconds[: index + 1])
+            bar.refresh()
             html, _ = HTMLExporter().from_notebook_node(notebook, resources={"metadata": {"name": path.stem}})
             written.append(folder / f"{path.stem}.html")
             written[-1].write_text(html, encoding="utf-8")
@@ -69,42 +61,18 @@ def reproduce(output: str | Path = "results", names: list[str] | None = None) ->
     return written
 
 
-def _execute(notebook: nbformat.NotebookNode) -> str:
-    """Run all cells in place; the error's last line, or ""."""
+async def _execute(notebook: nbformat.NotebookNode, move: Callable[[float], None]) -> str:
+    """Run all cells in place, telling ``move`` each second how many went by; the error's last line, or ""."""
     where = {"metadata": {"path": NOTEBOOKS}}
+    client = NotebookClient(notebook, timeout=1800, kernel_name="python3", resources=where)
+    begin, cells = time.monotonic(), asyncio.ensure_future(client.async_execute())
+    while not cells.done():
+        move(time.monotonic() - begin)
+        await asyncio.wait([cells], timeout=1.0)
     try:
-        NotebookClient(notebook, timeout=1800, kernel_name="python3", resources=where).execute()
+        cells.result()
     except CellExecutionError as error:
         return f"{error.ename}: {error.evalue}"
     except (DeadKernelError, TimeoutError) as error:
         return f"{type(error).__name__}: {error}"
     return ""
-
-
-@contextlib.contextmanager
-def _moving(bar: tqdm, name: str, seconds: list[int], index: int, progress: Path) -> Iterator[None]:
-    """Moves the bar while a notebook runs: it knows what each promised, and what the earlier ones took."""
-    before, mine, after = sum(seconds[:index]), seconds[index], sum(seconds[index + 1 :])
-    begin, done = time.monotonic(), threading.Event()
-
-    def move() -> None:
-        while True:
-            spent = time.monotonic() - begin
-            bar.n = before + min(spent, 0.95 * mine)
-            # A machine that took longer than promised so far will take longer for the rest.
-            pace = max(1.0, bar.format_dict["elapsed"] / max(1.0, before + min(spent, mine)))
-            left = tqdm.format_interval(pace * (after + max(0.0, mine - spent)))
-            doing = progress.read_text().partition(" ")[2] if progress.exists() else ""
-            bar.set_postfix_str(f"about {left} left: {name} {doing}")
-            if done.wait(1.0):
-                return
-
-    thread = threading.Thread(target=move, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-        bar.n = before + mine
-        bar.refresh()

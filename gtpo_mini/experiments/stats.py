@@ -17,8 +17,6 @@ from scipy import stats as distributions
 
 from ..credit.checks import finite_number, finite_numbers, open_fraction, whole_number
 
-_PAIRED_PROBLEM_SD = math.sqrt(0.2)  # of a difference of 0/1 scores, where arms disagree on a fifth of the problems
-
 
 class Interval(NamedTuple):
     """An estimate with both ends of its confidence interval, in the unit of the values."""
@@ -31,20 +29,10 @@ class Interval(NamedTuple):
 def t_interval(values: Sequence[float], confidence: float = 0.95, share: bool = False) -> Interval:
     """Mean over seeds with Student's t interval: mean +- t(S - 1) * s / sqrt(S), s being the sample std.
 
-    Args:
-        values: one number a seed, S >= 2 of them, from independent runs.
-        confidence: coverage, in (0, 1).
-        share: the values are shares (an accuracy): the interval does not leave [0, 1].
-
-    Returns:
-        The mean and its interval.
-
-    Raises:
-        ValueError: fewer than two seeds, NaN or infinity, or a confidence outside (0, 1).
-
-    Source: [D]; Student (1908).
-
-    Two seeds, mean 1, s = sqrt(2), so s / sqrt(2) = 1 and the half width is t(1) = 12.7 itself:
+    Args: S >= 2 values of independent runs, one a seed; the coverage, in (0, 1); share: the values are shares (an
+        accuracy), so that the interval does not leave [0, 1]. Returns: the mean and its interval.
+    Raises: ValueError for fewer than two seeds, NaN or infinity, or a confidence outside (0, 1).
+    Source: [D]; Student (1908). Two seeds, mean 1, s = sqrt(2): the half width is t(1) = 12.7 itself.
 
     >>> [round(x, 1) for x in t_interval([0.0, 2.0])]
     [1.0, -11.7, 13.7]
@@ -62,26 +50,15 @@ def t_interval(values: Sequence[float], confidence: float = 0.95, share: bool = 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> Interval:
     """A rate with Wilson's score interval, which holds near 0 and 1 too.
 
-    Args:
-        successes: how many of the n trials succeeded, 0 <= successes <= n.
-        n: independent trials, at least 1 (not rollouts of the same problem).
-        confidence: coverage, in (0, 1).
-
-    Returns:
-        successes / n and its interval, within [0, 1].
-
-    Raises:
-        ValueError: no trial, successes outside [0, n], or a confidence outside (0, 1).
-
-    Source: [D]; Wilson (1927).
-
-    No success in four, z = 1.96: the upper end is z^2 / (n + z^2) = 3.84 / 7.84.
+    Args: successes among n >= 1 independent trials (not rollouts of the same problem); the coverage, in (0, 1).
+    Returns: successes / n and its interval, within [0, 1].
+    Raises: ValueError for no trial, successes outside [0, n], or a confidence outside (0, 1).
+    Source: [D]; Wilson (1927). No success in four: the upper end is z^2 / (n + z^2) = 3.84 / 7.84.
 
     >>> [round(x, 2) for x in wilson_interval(0, 4)]
     [0.0, 0.0, 0.49]
     """
-    confidence = open_fraction("confidence", confidence)
-    n = whole_number("n", n, low=1)
+    confidence, n = open_fraction("confidence", confidence), whole_number("n", n, low=1)
     successes = whole_number("successes", successes, low=0, high=n)
     ends = distributions.binomtest(successes, n).proportion_ci(confidence, method="wilson")
     return Interval(successes / n, float(ends.low), float(ends.high))
@@ -92,22 +69,12 @@ def paired_bootstrap(
 ) -> Interval:
     """Mean of a - b over the same problems, with a percentile bootstrap interval over problems.
 
-    Only for a hundred problems or more; over a few seeds it is far too narrow. It warns when every difference is the
-    same: an interval without width is not certainty.
+    Only for a hundred problems or more; over a few seeds it is far too narrow.
 
-    Args:
-        a: one score a problem (for instance its share of correct rollouts), P >= 2 of them.
-        b: the other side's scores, of the same problems in the same order.
-        confidence: coverage, in (0, 1).
-        resamples: how often the problems are drawn again, at least 100.
-        seed: of the draws.
-
-    Returns:
-        The mean difference and its interval.
-
-    Raises:
-        ValueError: fewer than two problems, lengths that differ, NaN or infinity, or a bad setting.
-
+    Args: each side's score (say, its share of correct rollouts) of the same P >= 2 problems in the same order; the
+        coverage, in (0, 1); how often the problems are drawn again, at least 100 times; the seed of the draws.
+    Returns: the mean difference and its interval; with a warning if all differences are the same.
+    Raises: ValueError for fewer than two problems, lengths that differ, NaN or infinity, or a bad setting.
     Source: [D]; Efron (1979).
 
     >>> paired_bootstrap([1, 1, 0, 1] * 25, [0, 1, 0, 1] * 25).estimate
@@ -124,15 +91,9 @@ def paired_bootstrap(
         text = f"all {len(differences)} paired differences are equal: an interval without width is not certainty; "
         warnings.warn(text + "state minimum_detectable_effect beside it", RuntimeWarning, stacklevel=2)
         return Interval(mean, mean, mean)
-    result = distributions.bootstrap(
-        (np.array(differences),),
-        np.mean,
-        n_resamples=resamples,
-        batch=max(1, 2_000_000 // len(differences)),  # 16 MB of draws at a time
-        confidence_level=confidence,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    )
+    batch = max(1, 2_000_000 // len(differences))  # 16 MB of draws at a time
+    how = {"n_resamples": resamples, "batch": batch, "confidence_level": confidence, "method": "percentile"}
+    result = distributions.bootstrap((np.array(differences),), np.mean, **how, rng=np.random.default_rng(seed))
     return Interval(mean, *map(float, result.confidence_interval))
 
 
@@ -141,23 +102,14 @@ def minimum_detectable_effect(
 ) -> float:
     """Smallest true difference of two arms that n units show with the given power, two-sided.
 
-    Args:
-        n: problems, or seeds an arm; at least 2.
-        sd: above 0. Over problems: std of the per-problem difference, by default sqrt(0.2), that of 0/1 scores where
-            the arms disagree on 20 % of the problems. Over seeds: std between an arm's seeds; it must be given.
-        over: "problems" (both arms answer the same n), or "seeds" (each arm has n runs of its own).
-        power: chance to see an effect of this size.
-        confidence: 1 - the chance to see an effect that is not there.
-
-    Returns:
-        The effect, in the unit of ``sd`` (0.03 is three points of accuracy).
-
-    Raises:
-        ValueError: n below 2, sd missing or not above 0, an unknown ``over``, a bad power or confidence.
-
-    Source: [D]; power of the t-test by the noncentral t distribution.
-
-    Three points take about 1,740 paired problems; three seeds an arm see only three times the spread between seeds:
+    Args: n >= 2 units; over "problems" (both arms answer the same n), or over "seeds" (each arm has n runs of its own).
+        sd > 0: over problems the std of the per-problem difference, by default sqrt(0.2), that of 0/1 scores where the
+        arms disagree on 20 % of the problems; over seeds the std between an arm's seeds, which must be given.
+        power: chance to see an effect of this size; confidence: 1 - the chance to see one that is not there.
+    Returns: the effect, in the unit of ``sd`` (0.03 is three points of accuracy).
+    Raises: ValueError for n below 2, sd missing or not above 0, an unknown ``over``, a bad power or confidence.
+    Source: [D]; power of the t-test by the noncentral t distribution. Three points take about 1,740 paired problems;
+        three seeds an arm see only three times the spread between seeds.
 
     >>> round(minimum_detectable_effect(1740), 3), round(minimum_detectable_effect(3, sd=1.0, over="seeds"), 1)
     (0.03, 3.1)
@@ -170,7 +122,8 @@ def minimum_detectable_effect(
         raise ValueError(f"over must be problems or seeds, got {over!r}")
     if sd is None and over == "seeds":
         raise ValueError("sd must be given over seeds: the std between the seeds of one arm")
-    sd = finite_number("sd", _PAIRED_PROBLEM_SD if sd is None else sd, low=0.0)
+    # By default that of a difference of 0/1 scores, where arms disagree on a fifth of the problems.
+    sd = finite_number("sd", math.sqrt(0.2) if sd is None else sd, low=0.0)
     if sd == 0.0:
         raise ValueError("sd must be above 0, got 0.0: no spread would mean that any effect is seen")
     arms = 1 if over == "problems" else 2
@@ -190,18 +143,10 @@ def minimum_detectable_effect(
 def holm(p_values: Sequence[float]) -> list[float]:
     """Adjust p-values for the number of comparisons by Holm's step-down rule.
 
-    Args:
-        p_values: m >= 1 p-values in [0, 1], in any order.
-
-    Returns:
-        m adjusted p-values in that order, to be compared with the level as they are.
-
-    Raises:
-        ValueError: none given, or one outside [0, 1].
-
-    Source: [D]; Holm (1979).
-
-    The k-th smallest of m is multiplied by m - k + 1; none may be below a smaller one's, none above 1.
+    Args: m >= 1 p-values in [0, 1], in any order.
+    Returns: m adjusted p-values in that order, to be compared with the level as they are.
+    Raises: ValueError for none, or one outside [0, 1].
+    Source: [D]; Holm (1979): the k-th smallest of m times m - k + 1; none may be below a smaller one's, none above 1.
 
     >>> holm([0.04, 0.01, 0.03])
     [0.06, 0.03, 0.06]
@@ -216,25 +161,14 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def pass_at_k(n: int, c: int, k: int) -> float:
     """Unbiased chance that at least one of k samples is correct: 1 - C(n - c, k) / C(n, k).
 
-    Args:
-        n: samples drawn for one problem, at least 1.
-        c: how many of them are correct, 0 <= c <= n.
-        k: samples that a user would draw, 1 <= k <= n.
-
-    Returns:
-        A probability for one problem; average it over problems.
-
-    Raises:
-        ValueError: a number that is not whole or out of range.
-
-    Source: [D]; Chen et al. (2021), the HumanEval paper.
-
-    One of four is correct: a pair of the four misses it in 3 of 6 cases.
+    Args: n >= 1 samples of one problem, 0 <= c <= n of them correct; 1 <= k <= n that a user would draw.
+    Returns: a probability for one problem; average it over problems.
+    Raises: ValueError for a number that is not whole or out of range.
+    Source: [D]; Chen et al. (2021), the HumanEval paper. One of four correct: a pair misses it in 3 of 6 cases.
 
     >>> pass_at_k(4, 1, 2)
     0.5
     """
     n = whole_number("n", n, low=1)
-    c = whole_number("c", c, low=0, high=n)
-    k = whole_number("k", k, low=1, high=n)
+    c, k = whole_number("c", c, low=0, high=n), whole_number("k", k, low=1, high=n)
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)

@@ -1,7 +1,4 @@
-"""Rollouts as HTML: what the policy wrote, what the tool returned, what each turn earned; one, or all of a run.
-
-The page is ``assets/rollouts.html``, a template that escapes whatever it is given; here is what it shows.
-"""
+"""Rollouts as HTML: what the policy wrote, what the tool returned, what each turn earned; one, or all of a run."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import base64
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import groupby, islice
 from statistics import pstdev
 from typing import Any
 
@@ -30,6 +27,8 @@ _SYNTAX = (
 )
 _CONTROL = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {0x7F: 0x2421}
 _ASSETS = Environment(loader=PackageLoader("gtpo_mini", "assets"), autoescape=True, undefined=StrictUndefined)
+_PAGE = _ASSETS.get_template("rollouts.html").module
+_STYLE, _SCRIPT = (Markup(_ASSETS.loader.get_source(_ASSETS, name)[0]) for name in ("display.css", "display.js"))
 
 
 def trajectory_html(
@@ -39,30 +38,18 @@ def trajectory_html(
     advantages: Sequence[float] | None = None,
     returns: Sequence[float] | None = None,
 ) -> str:
-    """One rollout, token by token, for a notebook or a file of its own; all text is escaped.
+    """One rollout, token by token, as HTML with its own style; each policy token shows its log-probability.
 
-    Args:
-        trajectory: T tokens, N turns.
-        policy: whose tokenizer reads the ids.
-        rewards, advantages, returns: one a turn (N), shown at the turn's head; the advantage colours its tokens.
-
-    Returns:
-        HTML with its own style; each policy token shows its log-probability when pointed at.
+    Rewards, advantages and returns (one a turn) stand at the turn's head; the advantage colours its tokens.
     """
-    shown, page = _shown(transcript(trajectory, policy, rewards, returns, advantages)), _page()
-    style = f"<meta charset=utf-8><style>{_asset('display.css')}</style>"
-    return f"{style}<div class=gtpo>{page.legend()}{page.rollout(shown)}</div>"
+    shown = _PAGE.rollout(_shown(transcript(trajectory, policy, rewards, returns, advantages)))
+    return f"<meta charset=utf-8><style>{_STYLE}</style><div class=gtpo>{_PAGE.legend()}{shown}</div>"
 
 
 def rollouts_page(rollouts: Sequence[dict[str, Any]], title: str = "rollouts") -> str:
-    """A stand-alone page that browses recorded rollouts by step, sorted by reward or by disagreement.
+    """A stand-alone page that browses rollouts of `load_rollouts` by step, sorted by reward or by disagreement.
 
-    Args:
-        rollouts: as `load_rollouts` gives them, at least one.
-        title: of the page.
-
-    Returns:
-        HTML that loads nothing; its policy lets only its own script run, whatever a rollout holds.
+    It loads nothing, and its policy lets only its own script run, whatever a rollout holds.
     """
     groups = defaultdict(list)
     for shown in rollouts:
@@ -72,19 +59,10 @@ def rollouts_page(rollouts: Sequence[dict[str, Any]], title: str = "rollouts") -
         right = groups[shown["step"], shown["group"]]
         facts = {"spread": pstdev(right), "right": round(sum(right)), "members": len(right)}
         cards.append({**_shown(shown), **facts, "reward": sum(turn.get("reward", 0.0) for turn in shown["turns"])})
-    script = _asset("display.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    digest = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     steps = sorted({shown["step"] for shown in rollouts})
-    return str(_page().page(cards, _clean(title), steps, _asset("display.css"), script, Markup(policy)))
-
-
-def _page() -> Any:
-    return _ASSETS.get_template("rollouts.html").module
-
-
-def _asset(name: str) -> Markup:
-    return Markup(_ASSETS.loader.get_source(_ASSETS, name)[0])
+    return str(_PAGE.page(cards, _clean(title), steps, _STYLE, _SCRIPT, Markup(policy)))
 
 
 def _clean(value: Any) -> Any:
@@ -101,20 +79,16 @@ def _shown(shown: dict[str, Any]) -> dict[str, Any]:
     turns = []
     for turn in shown["turns"]:
         text, code = "".join(piece for piece, _ in turn["pieces"]), turn["code"] or ""
-        start = text.find(code) if code else -1
-        classes = [""] * len(text)
-        if start >= 0:
-            classes[start : start + len(code)] = _syntax(code)
-        tokens, place = [], 0
-        for piece, logprob in turn["pieces"]:
-            parts = _runs(piece, classes[place : place + len(piece)])
-            tokens.append((f"{logprob:.2f}", logprob < _UNLIKELY, parts))
-            place += len(piece)
+        before, found, after = text.partition(code) if code else (text, "", "")
+        classes = iter([*[""] * len(before), *_syntax(found), *[""] * len(after)])
+        tokens = [
+            (f"{logprob:.2f}", logprob < _UNLIKELY, _runs(piece, [*islice(classes, len(piece))]))
+            for piece, logprob in turn["pieces"]
+        ]
         advantage = turn.get("advantage", 0.0)
-        colour = {"side": "up" if advantage > 0 else "down" if advantage < 0 else ""}
-        colour["strength"] = f"{min(abs(advantage) / _STRONG, 1) * 45:.0f}"
-        ran = _runs(code, _syntax(code)) if code and start < 0 else []  # written as JSON: here it is as it ran
-        turns.append({**turn, **colour, "tokens": tokens, "ran": ran})
+        side, strength = "up" if advantage > 0 else "down" if advantage < 0 else "", min(abs(advantage) / _STRONG, 1)
+        ran = [] if found else _runs(code, _syntax(code))  # written as JSON: here it is as it ran
+        turns.append({**turn, "side": side, "strength": f"{strength * 45:.0f}", "tokens": tokens, "ran": ran})
     return _clean({**shown, "turns": turns})
 
 
