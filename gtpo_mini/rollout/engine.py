@@ -116,7 +116,7 @@ class _Ongoing(RolloutBuilder):
 
     def __init__(self, number: int, group: int, problem: Problem, prompt: Sequence[int]) -> None:
         super().__init__(problem, prompt)
-        self.number, self.group, self.row, self.cached, self.turn_start = number, group, -1, 0, 0
+        self.number, self.group, self.row, self.cached, self.turn_start, self.limit = number, group, -1, 0, 0, 0
         self.uniforms: list[float] = []  # one random number a token of the turn
         self.turn: Turn | None = None  # the turn that waits for its tool
         self.pending: Future[ExecutionResult] | None = None
@@ -136,6 +136,7 @@ class _Batch:
         self.policy, self.protocol, self.sandbox = engine.policy, engine.protocol, engine.sandbox
         self.encode_result = engine.encode_result
         self.settings, self.stop_tokens, self.seed = engine.settings, engine.stop_tokens, seed
+        self.telling = self.stop_tokens | self.policy.eos_ids  # tokens at which a turn may end
         self.rollouts: list[_Ongoing] = []
         for group, problem in enumerate(problems):
             ids = engine.encode_prompt(problem)
@@ -246,18 +247,21 @@ class _Batch:
         logprobs = torch.log_softmax(logits / (temperature or 1.0), dim=-1)  # (R, V)
         if temperature:
             drawn = torch.tensor([[r.uniforms[len(r.ids) - r.turn_start]] for r in rollouts], dtype=torch.float64)
-            cumulative = logprobs.double().exp().cumsum(-1)  # (R, V)
+            cumulative = logprobs.exp().cumsum(-1, dtype=torch.float64)  # (R, V)
             below = drawn.to(logits.device) * cumulative[:, -1:]  # (R, 1)
             tokens = torch.searchsorted(cumulative, below, right=True).clamp_(max=logits.shape[-1] - 1)
         else:
             tokens = logits.argmax(-1, keepdim=True)  # (R, 1)
         chosen = logprobs.gather(-1, tokens)[:, 0].tolist()
         for rollout, token, logprob in zip(rollouts, tokens[:, 0].tolist(), chosen, strict=True):
-            rollout.push([token], [logprob])
-            self._after_token(rollout, token)
+            rollout.ids.append(token)
+            rollout.logprobs.append(logprob)
+            if token in self.telling or len(rollout.ids) >= rollout.limit:
+                self._after_token(rollout, token)
 
     def _begin_turn(self, rollout: _Ongoing) -> None:
         rollout.turn_start = len(rollout.ids)
+        rollout.limit = min(rollout.turn_start + self.settings.max_turn_tokens, self.context)
         stream = np.random.default_rng([self.seed, rollout.number, len(rollout.turns)])
         rollout.uniforms = stream.random(self.settings.max_turn_tokens).tolist()
 
@@ -267,10 +271,9 @@ class _Batch:
             ended = self.protocol.is_complete(self.policy.decode(rollout.ids[rollout.turn_start :]))
         if ended:
             self._end_turn(rollout)
-        elif len(rollout.ids) - rollout.turn_start >= self.settings.max_turn_tokens:
-            self._stop(rollout, StopReason.MAX_TOKENS, self._turn_now(rollout))
-        elif len(rollout.ids) >= self.context:
-            self._stop(rollout, StopReason.CONTEXT, self._turn_now(rollout))
+        elif len(rollout.ids) >= rollout.limit:
+            full = len(rollout.ids) < rollout.turn_start + self.settings.max_turn_tokens
+            self._stop(rollout, StopReason.CONTEXT if full else StopReason.MAX_TOKENS, self._turn_now(rollout))
 
     def _turn_now(self, rollout: _Ongoing) -> Turn:
         text = self.policy.decode(rollout.ids[rollout.turn_start :])

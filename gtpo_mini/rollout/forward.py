@@ -94,28 +94,21 @@ class ForwardPass:
             Logits (R, V) after each chunk's last id.
         """
         longest = max(map(len, chunks))
-        bases = torch.tensor([self.bases[row] for row in rows])[:, None]  # (R, 1)
-        if longest == 1:
-            ids = torch.tensor(chunks)  # (R, 1)
-            positions = torch.tensor(starts)[:, None]  # (R, 1)
-            places = positions - bases  # (R, 1)
-        else:
-            lengths = torch.tensor([len(chunk) for chunk in chunks])[:, None]  # (R, 1)
-            ids = torch.tensor([[0] * (longest - len(chunk)) + list(chunk) for chunk in chunks])  # (R, Q)
-            index = torch.arange(longest) - (longest - lengths)  # (R, Q), below 0 for padding
-            positions = (index + torch.tensor(starts)[:, None]).clamp_(min=0)  # (R, Q)
-            places = torch.where(index < 0, -1, positions - bases)  # (R, Q)
-        return self._pass(rows, ids, positions, places)
+        ids, positions, places = [], [], []  # R lists of Q numbers each; padding stands at position 0, in place -1
+        for row, chunk, start in zip(rows, chunks, starts, strict=True):
+            padding, base = longest - len(chunk), self.bases[row]
+            ids.append([0] * padding + list(chunk))
+            positions.append([0] * padding + list(range(start, start + len(chunk))))
+            places.append([-1] * padding + list(range(start - base, start - base + len(chunk))))
+        return self._pass(rows, torch.tensor([ids, positions, places]), max(place[-1] for place in places))
 
-    def _pass(
-        self, rows: Sequence[int], ids: torch.Tensor, positions: torch.Tensor, places: torch.Tensor
-    ) -> torch.Tensor:
+    def _pass(self, rows: Sequence[int], inputs: torch.Tensor, last: int) -> torch.Tensor:
         device = self.policy.device
-        leading = list(rows) == list(range(len(rows)))
+        leading = list(rows) == list(range(len(rows)))  # rows 0..R-1, in their order
         everyone = leading and len(rows) == len(self.groups)
-        steady = self.graphs is not None and everyone and ids.shape[1] == 1
+        steady = self.graphs is not None and everyone and inputs.shape[2] == 1
         step = _STEADY if steady else _ROUND
-        width = -(-(int(places.max()) + 1) // step) * step
+        width = -(-(last + 1) // step) * step
         attend = self._shared(rows, everyone) if self.share else None
         # (R,); a tensor that the host fills would be waited for
         chosen = torch.arange(len(rows), device=device) if leading else torch.tensor(rows, device=device)
@@ -123,7 +116,6 @@ class ForwardPass:
         def forward(inputs: torch.Tensor) -> torch.Tensor:
             return self._forward(chosen, *inputs, width, leading, attend)
 
-        inputs = torch.stack([ids, positions, places])  # (3, R, Q)
         if not steady:
             return forward(inputs.to(device))
         return self.graphs.run((len(rows), width, self.cache.hold(width), attend), inputs, device, forward)

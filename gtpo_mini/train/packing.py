@@ -10,6 +10,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from ..types import Trajectory
 
+_TOGETHER = 16  # rollouts of about one length whose attention is one operation: more of them would mostly be padding
+
 
 def prompt_of(rollout: Trajectory) -> tuple[int, ...]:
     """The ids that rollouts of one group share."""
@@ -80,16 +82,22 @@ class Packing:
         self.targets = torch.tensor(targets, device=device)  # (M,)
         self.before = torch.tensor(before, device=device)  # (M,): the place of the token before each target
         self.prompts, in_prompt = _padded(offsets[:cut], parts[:cut], device)  # (U, L), (U, L)
-        self.own, in_own = _padded(offsets[cut:-1], parts[cut:], device)  # (B, Q), (B, Q)
-        self.chosen = torch.tensor(chosen, device=device)  # (B,)
-        # (N,): where each token stands among the padded ones
-        self.back = torch.cat([in_prompt.flatten(), in_own.flatten()]).nonzero()[:, 0]
+        lines, real, self.batches = [self.prompts.flatten()], [in_prompt.flatten()], []
+        order = sorted(range(len(rollouts)), key=lambda i: len(parts[cut + i]))
+        for batch in (order[i : i + _TOGETHER] for i in range(0, len(order), _TOGETHER)):
+            own, in_own = _padded([offsets[cut + i] for i in batch], [parts[cut + i] for i in batch], device)  # (b, Q)
+            shared = torch.tensor([chosen[i] for i in batch], device=device)  # (b,): whose prompt
+            queries = own.shape[1]
+            causal = torch.ones(queries, queries, dtype=torch.bool, device=device).tril().expand(len(batch), -1, -1)
+            seen = torch.cat([in_prompt[shared][:, None].expand(-1, queries, -1), causal], -1)
+            self.batches.append((own, shared, seen[:, None]))  # seen: (b, 1, Q, L + Q)
+            lines.append(own.flatten())
+            real.append(in_own.flatten())
+        found = torch.cat(real).nonzero()[:, 0]
+        self.back = torch.empty_like(found)  # (N,): where each token stands among the padded ones
+        self.back[torch.cat(lines)[found]] = found
         # What the model is given in place of a mask: it only has to be one, or the model would make an (N, N) one.
         self.mask = torch.zeros(1, 1, 1, 1, device=device)
-        queries = self.own.shape[1]
-        causal = torch.ones(queries, queries, dtype=torch.bool, device=device).tril().expand(len(rollouts), -1, -1)
-        seen = torch.cat([in_prompt[self.chosen][:, None].expand(-1, queries, -1), causal], -1)
-        self.seen = seen[:, None]  # (B, 1, Q, L + Q)
 
     def __call__(self, layer: int, query, key, value, mask, scaling: float) -> torch.Tensor:
         """(1, H, N, D) of queries (1, H, N, D), keys and values (1, K, N, D)."""
@@ -102,9 +110,11 @@ class Packing:
             return scaled_dot_product_attention(q, k, v, scale=scaling, **how).transpose(1, 2).reshape(-1, heads, dim)
 
         prompt_query, *shared = (x[self.prompts].transpose(1, 2) for x in (query, key, value))  # (U, H or K, L, D)
-        own_query, *own = (x[self.own].transpose(1, 2) for x in (query, key, value))  # (B, H or K, Q, D)
-        both = [torch.cat([x[self.chosen], y], 2) for x, y in zip(shared, own, strict=True)]  # (B, K, L + Q, D)
-        found = [attend(prompt_query, *shared, is_causal=True), attend(own_query, *both, attn_mask=self.seen)]
+        found = [attend(prompt_query, *shared, is_causal=True)]
+        for places, whose, seen in self.batches:
+            own_query, *own = (x[places].transpose(1, 2) for x in (query, key, value))  # (b, H or K, Q, D)
+            both = [torch.cat([x[whose], y], 2) for x, y in zip(shared, own, strict=True)]  # (b, K, L + Q, D)
+            found.append(attend(own_query, *both, attn_mask=seen))
         return torch.cat(found)[self.back].transpose(0, 1)[None]
 
 
