@@ -54,13 +54,16 @@ def attend_part(
         fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # it gives the denominator too
         result, log_sum = fused(query, key, value, attn_mask=mask, scale=1.0)
         return result, log_sum[..., None]
-    weights = torch.matmul(query, key.transpose(2, 3)).float()  # (B, H, Q, W)
+    batches = query.shape[:2]
+    query, key, value = (x.flatten(0, 1) for x in (query, key, value))  # (B * H, Q or W, D)
+    weights = torch.bmm(query, key.transpose(1, 2)).float()  # (B * H, Q, W)
     if mask is not None:
-        weights += mask
-    shares = weights.softmax(-1)  # (B, H, Q, W)
+        weights.view(*batches, *weights.shape[1:]).add_(mask)
+    shares = weights.softmax(-1)  # (B * H, Q, W)
     # The largest share is e^(the largest weight) over the denominator.
-    log_sum = weights.amax(-1, keepdim=True) - shares.amax(-1, keepdim=True).log_()  # (B, H, Q, 1)
-    return torch.matmul(shares.to(value.dtype), value), log_sum
+    log_sum = weights.amax(-1, keepdim=True) - shares.amax(-1, keepdim=True).log_()  # (B * H, Q, 1)
+    result = torch.bmm(shares.to(value.dtype), value)  # (B * H, Q, D)
+    return result.view(*batches, *result.shape[1:]), log_sum.view(*batches, -1, 1)
 
 
 class SharedPrefixes:

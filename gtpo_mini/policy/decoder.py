@@ -53,8 +53,11 @@ class FastDecoder:
         attend: Callable | None = None,
     ) -> torch.Tensor:
         """Last hidden states (B, Q, D) of ids and positions (B, Q), under an additive mask (B, 1, Q, W)."""
-        hidden = functional.embedding(ids, self.decoder.embed_tokens.weight)  # (B, Q, D)
-        angles = positions[..., None, None] * self.rope.inv_freq  # (B, Q, 1, head_dim / 2)
+        (rows, length), angles = (
+            ids.shape,
+            positions.flatten()[:, None, None] * self.rope.inv_freq,
+        )  # (N, 1, head_dim / 2)
+        hidden = functional.embedding(ids.flatten(), self.decoder.embed_tokens.weight)  # (N, D), N = B * Q
         cos, sin = angles.cos(), angles.sin()
         if self.rope.attention_scaling != 1.0:
             cos, sin = cos * self.rope.attention_scaling, sin * self.rope.attention_scaling
@@ -64,12 +67,11 @@ class FastDecoder:
                 operations
             )
             x = before(hidden)
-            query, key, value = (project(x).unflatten(-1, (-1, dim)) for project in (q_proj, k_proj, v_proj))
+            query, key, value = (project(x).view(rows * length, -1, dim) for project in (q_proj, k_proj, v_proj))
             query, key = (
-                _turn(y if norm is None else norm(y), cos, sin).transpose(1, 2)
-                for y, norm in ((query, q_norm), (key, k_norm))
+                _turn(y if norm is None else norm(y), cos, sin) for y, norm in ((query, q_norm), (key, k_norm))
             )
-            value = value.transpose(1, 2)
+            query, key, value = (y.view(rows, length, -1, dim).transpose(1, 2) for y in (query, key, value))
             if cache is not None:
                 key, value = cache.update(key, value, i)
             if attend is not None:
@@ -78,14 +80,14 @@ class FastDecoder:
                 x = functional.scaled_dot_product_attention(
                     query, key, value, mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
                 )
-            hidden = hidden + o_proj(x.transpose(1, 2).flatten(2))
+            hidden = hidden + o_proj(x.transpose(1, 2).reshape(rows * length, -1))
             x = after(hidden)
             hidden = hidden + down(act(gate(x)) * up(x))
-        return self.norm(hidden)
+        return self.norm(hidden).view(rows, length, -1)
 
 
 def _turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary positions for x (B, Q, H, head_dim); ``sin`` holds the sign of the half that it meets."""
+    """Rotary positions for x (N, H, head_dim); ``sin`` holds the sign of the half that it meets."""
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 

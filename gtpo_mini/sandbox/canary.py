@@ -1,7 +1,6 @@
 """Canaries: a snippet that attempts what must be refused, in a real child, before any other snippet runs.
 
-A layer that says it is on is not believed. Each act has a victim in the trainer (a file, a listening socket,
-a buffer) on which it would succeed if nothing stopped it, and only a clear refusal counts as one.
+Each act has a victim in the trainer on which it would succeed; only a clear refusal counts as one.
 """
 
 from __future__ import annotations
@@ -131,11 +130,7 @@ class Protection:
 
 @contextlib.contextmanager
 def victims(machine: str) -> Iterator[tuple[str, list[str]]]:
-    """Set up what the canaries attack; a machine without a table gets that of x86-64.
-
-    Yields:
-        The snippet, and a list that on leaving names the acts whose traces were found from outside.
-    """
+    """Set up what the canaries attack: the snippet, and a list that on leaving names the acts that left traces."""
     found: list[str] = []
     secret = ctypes.create_string_buffer(b"canary in memory", 16)
     # The path of a socket has at most 107 bytes.

@@ -33,11 +33,7 @@ CAPSET = {"x86_64": 126, "aarch64": 91}
 
 
 class Cage:
-    """What was probed once, in the server, for all children.
-
-    Raises:
-        OSError: a layer that every tier needs is missing.
-    """
+    """What was probed once, in the server, for all children; OSError where a layer that every tier needs is missing."""
 
     def __init__(self, config: dict) -> None:
         self.config, self.confined = config, config["confinement"] == "full"

@@ -1,7 +1,6 @@
 """Inside the child, after confinement: take a snippet, run it, send back how it ended.
 
-Nothing here is trusted by the trainer. A snippet shares this process and can do to it what it likes; the
-trainer believes only what it measures itself (output, resource use, wait status). See ``child.py``.
+Nothing here is trusted by the trainer: a snippet shares this process and can do to it what it likes.
 """
 
 from __future__ import annotations
@@ -25,10 +24,7 @@ MAX_LINE = 500  #: characters of one line of it
 
 
 def serve(roots: list[str], read=os.read, write=os.write, leave=os._exit) -> None:
-    """Run turns until the trainer closes its end.
-
-    The defaults are bound early: a snippet that replaces ``os.read`` harms only itself.
-    """
+    """Run turns until the trainer closes its end. Bound early: who replaces ``os.read`` harms itself."""
 
     def take(n: int) -> bytes:
         data = b""
@@ -109,17 +105,10 @@ def _open_streams() -> None:
     except ValueError:  # its buffer was taken away
         usable = False
     if not usable:
+        written = (io.BufferedWriter(io.FileIO(fd, "w", closefd=False)) for fd in (1, 2))
         _streams[:] = [
             io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)), "utf-8"),
-            *(
-                io.TextIOWrapper(
-                    io.BufferedWriter(io.FileIO(fd, "w", closefd=False)),
-                    "utf-8",
-                    "backslashreplace",
-                    line_buffering=True,
-                )
-                for fd in (1, 2)
-            ),
+            *(io.TextIOWrapper(raw, "utf-8", "backslashreplace", line_buffering=True) for raw in written),
         ]
     sys.stdin, sys.stdout, sys.stderr = _streams
     sys.__stdout__, sys.__stderr__ = _streams[1:]

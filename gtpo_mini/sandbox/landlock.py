@@ -11,22 +11,13 @@ _READ_FILE, _READ_DIR = 1 << 2, 1 << 3
 
 
 def abi(libc: ctypes.CDLL) -> int:
-    """The kernel's Landlock version; 0 where it is missing, switched off or filtered away.
-
-    Asking for the version is not enough: a kernel may have it and yet not enforce it. The canaries look at
-    what is really refused.
-    """
+    """The kernel's Landlock version, 0 for none. It may have it and not enforce it: that the canaries see."""
     return max(0, libc.syscall(_CREATE, None, 0, 1))
 
 
 def ruleset(libc: ctypes.CDLL, version: int, folders: list[str]) -> int:
-    """A ruleset: only ``folders`` can be read, nothing written, no TCP used, no outsider signalled.
-
-    Returns:
-        A descriptor for :func:`restrict`; it can serve any number of processes.
-
-    Raises:
-        OSError: the kernel refused.
+    """A ruleset's descriptor, for any number of processes: only ``folders`` can be read, nothing written, no TCP used,
+    no outsider signalled; OSError where the kernel refuses.
     """
     # Rights not handled are not governed: name all that this version knows.
     files = (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(version, 16)) - 1
@@ -50,11 +41,7 @@ def ruleset(libc: ctypes.CDLL, version: int, folders: list[str]) -> int:
 
 
 def restrict(libc: ctypes.CDLL, fd: int) -> None:
-    """Enforce the ruleset on this process, for good. Needs ``no_new_privs``.
-
-    Raises:
-        OSError: the kernel refused.
-    """
+    """Enforce the ruleset on this process, for good; OSError where the kernel refuses. Needs ``no_new_privs``."""
     _call(libc, _RESTRICT, fd, 0)
 
 

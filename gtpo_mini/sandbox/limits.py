@@ -12,27 +12,22 @@ REMEDY = (
 
 
 class SandboxUnavailable(RuntimeError):
-    """The sandbox cannot give here what it promises; the message says what is missing and what helps.
+    """The sandbox cannot give what it promises, or is broken; the message says what is missing and what helps.
 
-    It is raised at start or when the sandbox itself breaks, never for what a snippet does: a broken set-up
-    must stop the run, not be scored as a wrong answer.
+    Never raised for what a snippet does: a broken set-up must stop the run, not be scored as a wrong answer.
     """
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one snippet, or one turn of a session, may use.
+    """What one snippet, or one turn of a session, may use; a ValueError where a limit is no finite number in its range.
 
     Args:
-        cpu_seconds: CPU time of all threads together, at least 0.01. Waiting for a core is not counted.
-        wall_seconds: elapsed seconds less those spent waiting for a core, at least 0.01.
-        memory_mib: address space on top of the warmed interpreter, in MiB, at least 16. It holds for a
-            child's whole life: all turns of a session share it.
-        output_kib: kept of standard output and as much of standard error, in KiB, at least 1; the rest is
-            cut, and a snippet that writes 16 times as much is stopped.
-
-    Raises:
-        ValueError: a limit is not a finite number in its range.
+        cpu_seconds: CPU time of all threads, at least 0.01; as in ``wall_seconds``, the wait for a core does not count.
+        wall_seconds: elapsed seconds, at least 0.01.
+        memory_mib: address space on top of the warmed interpreter, at least 16, for a session's whole life.
+        output_kib: kept of standard output and as much of standard error, at least 1; the rest is cut, and a snippet
+            that writes 16 times as much is stopped.
 
     >>> Limits(cpu_seconds=1).memory_mib
     512

@@ -1,8 +1,7 @@
-"""The fork server: a process of one thread that has numpy and sympy ready and forks a child on request.
+"""The fork server: a process of one thread that has modules ready and forks a child on request.
 
-It runs as ``sandbox_child.server`` in an interpreter that the trainer executed. Only it waits for children,
-and only when told to, so that a pid stays with its child for as long as the trainer may use it. When its
-socket ends, or the trainer's process does, it kills every child and leaves.
+It runs as ``sandbox_child.server`` in an interpreter that the trainer executed. Only it waits for children, and only
+when told to, so that a pid stays with its child. When its socket or the trainer ends, it kills every child and leaves.
 """
 
 from __future__ import annotations
@@ -201,10 +200,8 @@ def main(fd: int) -> None:
 
 
 class Folder:
-    """An empty folder that nobody else can put anything in: the working directory of all children.
-
-    Where it can be, its name is always the same, for snippets that print it; servers share it under a lock, and the
-    last one removes it.
+    """An empty folder that nobody can write to, the children's own. Where it can be, its name is always the same, for
+    snippets that print it; servers share it under a lock, and the last one removes it.
     """
 
     def __init__(self, confined: bool) -> None:

@@ -52,16 +52,11 @@ parsing.fortran pytorch tensorflow theanocode aesaracode __main__ preview plotti
 
 
 def warm(site: list[str], preload: list[str], everything: bool) -> list[str]:
-    """Set the module path, import, and use.
+    """Set the module path, import ``preload`` where it is installed (with none, only a few modules), and use it.
 
-    Args:
-        site: folders of third-party packages.
-        preload: modules to import where they are installed; with none, only a few of the standard library are.
-        everything: also the rest of the standard library and all parts of ``preload``, for children that
-            cannot read a file.
-
-    Returns:
-        The folders that the interpreter reads, the longest name first.
+    ``site`` are folders of third-party packages; ``everything`` is for children that cannot read a file: also the rest
+    of the standard library and all parts of ``preload``. Returns the folders that the interpreter reads, the longest
+    name first.
     """
     for name in ("OPENBLAS", "OMP", "MKL", "NUMEXPR", "VECLIB_MAXIMUM"):
         os.environ[f"{name}_NUM_THREADS"] = "1"  # a thread here would not survive the fork, its locks would
