@@ -5,6 +5,7 @@ A reward is never stored in a trajectory, so that it can never be overwritten by
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -28,7 +29,11 @@ class StopReason(StrEnum):
 
 @dataclass(frozen=True)
 class Problem:
-    """One question with its gold answer."""
+    """One question with its gold answer.
+
+    >>> Problem(id="1", question="What is 6 * 7?", answer="42").answer
+    '42'
+    """
 
     id: str
     question: str
@@ -101,3 +106,12 @@ class Trajectory:
         """The code that has run before each of the N turns: "" before the first, then more and more of `code`."""
         ran = [turn.code if turn.result is not None and turn.result.ok and turn.code else "" for turn in self.turns]
         return ["\n".join(filter(None, ran[:j])) for j in range(len(ran))]
+
+
+def import_named(kind: str, name: str) -> Any:
+    """What ``MODULE:NAME`` names; a ValueError that says which ``kind`` of thing cannot be imported, and why."""
+    try:
+        return pkgutil.resolve_name(name)
+    except Exception as error:  # importing a module raises whatever it happens to raise
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{kind} {name!r}: cannot be imported ({type(error).__name__}: {reason})") from error

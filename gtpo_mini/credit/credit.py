@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import pkgutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..types import Trajectory
+from ..types import Trajectory, import_named
 from .advantages import NORMALIZE, grpo_advantages, gtpo_advantages
 from .checks import finite_number, finite_numbers
 from .rewards import trajectory_reward, turn_rewards
@@ -128,11 +127,7 @@ def load_arm(name: str) -> CreditAssignment:
         return ARMS[name]
     if ":" not in name:
         raise ValueError(f"unknown arm {name!r}; known: {', '.join(ARMS)}, MODULE:NAME")
-    try:
-        found = pkgutil.resolve_name(name)
-    except Exception as error:  # importing a module raises whatever it happens to raise
-        raise ValueError(f"arm {name!r}: cannot be imported ({type(error).__name__}: {error})") from error
-    if not callable(found):
+    if not callable(found := import_named("arm", name)):
         raise ValueError(f"arm {name!r}: is a {type(found).__name__}, not a function of credit")
     return found
 

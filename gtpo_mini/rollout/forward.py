@@ -83,71 +83,44 @@ class ForwardPass:
         self._stack = None
 
     def read(self, rows: Sequence[int], chunks: Sequence[Sequence[int]], starts: Sequence[int]) -> torch.Tensor:
-        """Read a chunk of ids in each of R rows, padded on the left.
+        """Read a chunk of up to Q ids, which begins at position ``start``, in each of R rows, in any order.
 
-        Args:
-            rows: R rows, in any order.
-            chunks: R lists of up to Q ids.
-            starts: the position of each chunk's first id in its rollout.
-
-        Returns:
-            Logits (R, V) after each chunk's last id.
+        Returns logits (R, V) after each chunk's last id.
         """
-        longest = max(map(len, chunks))
-        ids, positions, places = [], [], []  # R lists of Q numbers each; padding stands at position 0, in place -1
+        device, longest = self.policy.device, max(map(len, chunks))
+        ids, positions, places = [], [], []  # R lists of Q numbers each; padding stands before, in place -1
         for row, chunk, start in zip(rows, chunks, starts, strict=True):
             padding, base = longest - len(chunk), self.bases[row]
             ids.append([0] * padding + list(chunk))
             positions.append([0] * padding + list(range(start, start + len(chunk))))
             places.append([-1] * padding + list(range(start - base, start - base + len(chunk))))
-        return self._pass(rows, torch.tensor([ids, positions, places]), max(place[-1] for place in places))
-
-    def _pass(self, rows: Sequence[int], inputs: torch.Tensor, last: int) -> torch.Tensor:
-        device = self.policy.device
         leading = list(rows) == list(range(len(rows)))  # rows 0..R-1, in their order
         everyone = leading and len(rows) == len(self.groups)
-        steady = self.graphs is not None and everyone and inputs.shape[2] == 1
+        steady = self.graphs is not None and everyone and longest == 1
         step = _STEADY if steady else _ROUND
-        width = -(-(last + 1) // step) * step
+        width = -(-(max(place[-1] for place in places) + 1) // step) * step
         attend = self._shared(rows, everyone) if self.share else None
         # (R,); a tensor that the host fills would be waited for
         chosen = torch.arange(len(rows), device=device) if leading else torch.tensor(rows, device=device)
 
         def forward(inputs: torch.Tensor) -> torch.Tensor:
-            return self._forward(chosen, *inputs, width, leading, attend)
+            """All that the device does, from the ids, positions and places (3, R, Q)."""
+            ids, positions, places = inputs
+            self.cache.select(chosen, places, width, leading)
+            unseen = torch.arange(width, device=device) > places[..., None]  # (R, Q, W)
+            mask = torch.zeros(unseen.shape, dtype=self.policy.dtype, device=device)
+            mask = mask.masked_fill_(unseen, torch.finfo(mask.dtype).min)[:, None]  # (R, 1, Q, W)
+            if self.decoder is not None:
+                hidden = self.decoder(ids, positions, mask, self.cache, attend)  # (R, Q, D)
+            else:
+                how = {"past_key_values": self.cache, "use_cache": True, **({"attend": attend} if attend else {})}
+                hidden = self.policy.hidden_states(ids, attention_mask=mask, position_ids=positions, **how)
+            return self.policy.logits(hidden[:, -1])
 
+        inputs = torch.tensor([ids, positions, places])  # (3, R, Q)
         if not steady:
             return forward(inputs.to(device))
         return self.graphs.run((len(rows), width, self.cache.hold(width), attend), inputs, device, forward)
-
-    def _forward(
-        self,
-        rows: torch.Tensor,
-        ids: torch.Tensor,
-        positions: torch.Tensor,
-        places: torch.Tensor,
-        width: int,
-        leading: bool,
-        attend: SharedPrefixes | None,
-    ) -> torch.Tensor:
-        """Logits (R, V) of ids (R, Q) at ``positions``, kept in ``places`` of ``rows``: all that the device does."""
-        self.cache.select(rows, places, width, leading)
-        dtype = self.policy.dtype
-        unseen = torch.arange(width, device=ids.device) > places[..., None]  # (R, Q, W)
-        mask = torch.zeros(unseen.shape, dtype=dtype, device=ids.device)
-        mask = mask.masked_fill_(unseen, torch.finfo(dtype).min)[:, None]  # (R, 1, Q, W)
-        if self.decoder is not None:
-            hidden = self.decoder(ids, positions, mask, self.cache, attend)
-        else:
-            hidden = self.policy.hidden_states(
-                ids,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=self.cache,
-                use_cache=True,
-                **({"attend": attend} if attend else {}),
-            )
-        return self.policy.logits(hidden[:, -1])
 
     def _shared(self, rows: Sequence[int], everyone: bool) -> SharedPrefixes:
         """Which prompt each of ``rows`` continues; kept for all rows, in their order, until one of them begins anew."""

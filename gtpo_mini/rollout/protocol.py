@@ -9,12 +9,11 @@ also names its ``tools``; `chat` then takes their description and the frame of a
 from __future__ import annotations
 
 import json
-import pkgutil
 import re
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
-from ..types import ExecutionResult, Problem
+from ..types import ExecutionResult, Problem, import_named
 
 _LONGEST_RESULT = 2000  # characters of tool output that go back to the policy
 
@@ -224,11 +223,7 @@ def load_protocol(name: str = "fenced") -> ToolProtocol:
         return PROTOCOLS[name]()
     if not all(name.partition(":")):
         raise ValueError(f"unknown protocol {name!r}; known: {', '.join(PROTOCOLS)}, MODULE:NAME")
-    try:
-        found = pkgutil.resolve_name(name)
-    except Exception as error:  # importing a module raises whatever it happens to raise
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"protocol {name!r}: cannot be imported ({type(error).__name__}: {reason})") from error
+    found = import_named("protocol", name)
     if isinstance(found, type) or (callable(found) and _missing(found)):
         found = found()
     if missing := _missing(found):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..types import Problem
+from ..types import Problem, import_named
 from .branching import draw_problems
 from .grading import as_number, generator_accepts, same_answer
 from .rows import SOURCES, generated_problems, load_json_lines, load_source
@@ -179,10 +178,7 @@ def load_task(name: str, split: str = "train", **options) -> Task:
 
 
 def _own(name: str) -> Task | Callable[..., Task]:
-    try:
-        found = pkgutil.resolve_name(name)
-    except Exception as error:  # importing a module raises whatever it happens to raise
-        raise ValueError(f"task {name!r}: cannot be imported ({type(error).__name__}: {_line(error)})") from error
+    found = import_named("task", name)
     if isinstance(found, Task) or callable(found):
         return found
     raise ValueError(f"task {name!r}: is a {type(found).__name__}, not a Task or a callable that returns one")
