@@ -269,32 +269,24 @@ class _Batch:
         ended = token in self.policy.eos_ids
         if not ended and token in self.stop_tokens:
             ended = self.protocol.is_complete(self.policy.decode(rollout.ids[rollout.turn_start :]))
-        if ended:
-            self._end_turn(rollout)
-        elif len(rollout.ids) >= rollout.limit:
-            full = len(rollout.ids) < rollout.turn_start + self.settings.max_turn_tokens
-            self._stop(rollout, StopReason.CONTEXT if full else StopReason.MAX_TOKENS, self._turn_now(rollout))
-
-    def _turn_now(self, rollout: _Ongoing) -> Turn:
+        if not ended and len(rollout.ids) < rollout.limit:
+            return
         text = self.policy.decode(rollout.ids[rollout.turn_start :])
         parsed = self.protocol.read(text)
-        return Turn(text, code=parsed.code, malformed=parsed.malformed)
-
-    def _end_turn(self, rollout: _Ongoing) -> None:
-        rollout.turn = self._turn_now(rollout)
-        if rollout.turn.code is not None:
-            rollout.pending = self.pool.submit(self._run_tool, rollout, rollout.turn.code)
-        elif rollout.turn.malformed:
+        turn = rollout.turn = Turn(text, code=parsed.code, malformed=parsed.malformed)
+        rollout.due, rollout.late = -(-(self.clock + 2) // _BEAT) * _BEAT, False
+        if not ended:
+            full = len(rollout.ids) < rollout.turn_start + self.settings.max_turn_tokens
+            self._stop(rollout, StopReason.CONTEXT if full else StopReason.MAX_TOKENS, turn)
+        elif turn.code is not None:
+            rollout.pending = self.pool.submit(self._run_tool, rollout, turn.code)
+        elif turn.malformed:
             rollout.pending = Future()
-            complaint = (
-                self.protocol.read(rollout.turn.text).complaint or "The call could not be read; nothing was run."
-            )
+            complaint = parsed.complaint or "The call could not be read; nothing was run."
             rollout.pending.set_result(ExecutionResult(ok=False, error=complaint))
         else:
-            rollout.answer = self.protocol.read(rollout.turn.text).answer
-            reason = StopReason.NO_ANSWER if rollout.answer is None else StopReason.ANSWER
-            self._stop(rollout, reason, rollout.turn)
-        rollout.due, rollout.late = -(-(self.clock + 2) // _BEAT) * _BEAT, False
+            rollout.answer = parsed.answer
+            self._stop(rollout, StopReason.NO_ANSWER if parsed.answer is None else StopReason.ANSWER, turn)
 
     def _run_tool(self, rollout: _Ongoing, code: str) -> ExecutionResult:
         if rollout.session is None and not self.abandoned:
