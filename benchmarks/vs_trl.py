@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import random
 import re
 import statistics
@@ -254,6 +255,7 @@ def main() -> None:
         lines = compare(case, args.side)
         print(json.dumps({"before": before, "peak": peak_mib(device), "steps": lines[args.side]}))
         return
+    load_average = os.getloadavg()
     header = run_header(TrainConfig(), "hermes", "coin", device)  # before the run: the tree may change meanwhile
     words = [arg if arg != str(args.base) else model for arg in sys.argv[1:]]
     lines = compare(case, "both")
@@ -262,6 +264,7 @@ def main() -> None:
         "case": name,
         "command": " ".join(["python benchmarks/vs_trl.py", *words]),
         **{key: header[key] for key in ("commit", "versions", "device", "threads")},
+        "load_average": load_average,  # at the start; far above 1: other work ran beside it
         **summary(lines),
         "steps": lines,
     }
