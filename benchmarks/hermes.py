@@ -127,7 +127,7 @@ def make_model(
         tokenizer = new_tokenizer(template, load.vocabulary)
         model = tiny_model(tokenizer) if shape is None else new_model(shape, tokenizer, device)
         model.config.max_position_embeddings = max(8192, model.config.max_position_embeddings)
-        steps, batch_size, rate = 150, 12, 0.5 / model.config.hidden_size  # smaller for the wider
+        steps, batch_size, rate = 240, 6, 0.5 / model.config.hidden_size  # smaller for the wider
     else:
         model, tokenizer = load_parts(base)
         steps, batch_size, rate = 16, 4, 2e-4

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import operator
 import os
 import random
 import re
@@ -36,6 +37,7 @@ import trl
 from datasets import Dataset
 from memory_table import SHAPES
 from peft import LoraConfig
+from step import server_seconds
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
@@ -50,6 +52,7 @@ from gtpo_mini.train.metrics import run_header
 from gtpo_mini.train.trainer import Trainer
 
 GROUP, RANK = 8, 16
+RATIOS = ("rollout", "update", "step", "rollout_cpu", "step_cpu")
 RESULTS = Path(__file__).parent / "results"
 MODELS = Path(__file__).parents[1] / "results" / "benchmarks"
 
@@ -70,6 +73,25 @@ class Case:
         return hermes.coin_task(128, self.load.words)
 
 
+def clock() -> tuple[float, float]:
+    """Seconds: the wall's, and the CPU's of this process and its sandboxes, which other work beside it changes less."""
+    return time.perf_counter(), time.process_time() + server_seconds()
+
+
+def since(begin: tuple[float, float], part: str) -> dict[str, float]:
+    return dict(zip((part, f"{part}_cpu"), map(operator.sub, clock(), begin), strict=True))
+
+
+class Engine(RolloutEngine):
+    """Ours with a stopwatch."""
+
+    def generate(self, *args, **kwargs):
+        begin = clock()
+        found = super().generate(*args, **kwargs)
+        self.spent = since(begin, "rollout")
+        return found
+
+
 class Ours:
     """One GRPO step of this package at a time, and what it cost."""
 
@@ -84,11 +106,13 @@ class Ours:
             tokens_per_pass=4096, gradient_checkpointing=bool(case.quantize),
         )  # fmt: skip
         self.trainer = Trainer(policy, case.task(), config)
-        self.engine = RolloutEngine(policy, protocol, self.sandbox, config.sampling())
+        self.engine = Engine(policy, protocol, self.sandbox, config.sampling())
         self.lines: list[dict] = []
 
     def step(self) -> None:
+        begin = clock()
         metrics = self.trainer.step(self.engine, len(self.lines))
+        step = since(begin, "step")
         rollouts = self.trainer.last[0]
         times = []
         for arm in ("grpo", "gtpo"):
@@ -97,10 +121,9 @@ class Ours:
             times.append(time.perf_counter() - begin)
         self.lines.append(
             {
-                "rollout": metrics["time/rollout"],
-                "score": metrics["time/score"],
+                **self.engine.spent,
+                **step,
                 "update": metrics["time/update"],
-                "step": metrics["time/step"],
                 "tokens": sum(sum(r.loss_mask) for r in rollouts),
                 "calls": sum(len(r.turns) - 1 for r in rollouts),  # whose result entered, as counted below
                 "prompt_tokens": statistics.fmean(rollout.prompt_length for rollout in rollouts),
@@ -113,11 +136,11 @@ class Theirs(GRPOTrainer):
     """TRL's trainer with a stopwatch around its rollouts."""
 
     def _generate(self, prompts):
-        begin = time.perf_counter()
+        begin = clock()
         found = super()._generate(prompts)
         mask = found[2] or [[1] * len(ids) for ids in found[1]]
         self.line = {
-            "rollout": time.perf_counter() - begin,
+            **since(begin, "rollout"),
             "tokens": sum(map(sum, mask)),
             "calls": sum(m["role"] == "tool" for messages in found[3] for m in messages),
             "prompt_tokens": statistics.fmean(map(len, found[0])),
@@ -133,11 +156,11 @@ class Interleave(TrainerCallback):
         self.ours, self.lines, self.trainer = ours, [], None
 
     def on_step_begin(self, *args, **kwargs) -> None:
-        self.begin = time.perf_counter()
+        self.begin = clock()
 
     def on_step_end(self, *args, **kwargs) -> None:
         line = self.trainer.line
-        line["step"] = time.perf_counter() - self.begin
+        line.update(since(self.begin, "step"))
         line["update"] = line["step"] - line["rollout"]
         self.lines.append(line)
         if self.ours is None:
@@ -213,7 +236,7 @@ def summary(lines: dict[str, list[dict]]) -> dict:
         sides[side]["tokens_per_s"] = of([step["tokens"] / step["rollout"] for step in steps])
         sides[side]["steps_per_s"] = of([1 / step["step"] for step in steps])
     pairs = list(zip(lines["trl"], lines["ours"], strict=True))
-    ratios = {key: of([theirs[key] / ours[key] for theirs, ours in pairs]) for key in ("rollout", "update", "step")}
+    ratios = {key: of([theirs[key] / ours[key] for theirs, ours in pairs]) for key in RATIOS}
     # Per token, where the two sides happened to sample different amounts.
     ratios["rollout_per_token"] = of([t["rollout"] / t["tokens"] * o["tokens"] / o["rollout"] for t, o in pairs])
     return {"sides": sides, "trl_over_ours": ratios}
@@ -264,7 +287,7 @@ def main() -> None:
         "case": name,
         "command": " ".join(["python benchmarks/vs_trl.py", *words]),
         **{key: header[key] for key in ("commit", "versions", "device", "threads")},
-        "load_average": load_average,  # at the start; far above 1: other work ran beside it
+        "load_average": load_average,  # at the start; above 1: other work ran beside it
         **summary(lines),
         "steps": lines,
     }
