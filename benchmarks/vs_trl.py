@@ -255,10 +255,12 @@ def main() -> None:
     parser.add_argument("--side", choices=("both", "ours", "trl"), default="both", help="one alone: prints its steps")
     args = parser.parse_args()
     if not (args.case and args.tool):
-        for case, tool in itertools.product(hermes.LOADS, ("plain", "same")):
-            if args.case in (None, case) and args.tool in (None, tool):
-                command = [sys.executable, *sys.argv, "--case", case, "--tool", tool]
-                subprocess.run(command, check=True)
+        cases = [args.case] if args.case else hermes.LOADS
+        tools = [args.tool] if args.tool else ("plain", "same")
+        for case, tool in itertools.product(cases, tools):
+            options = [] if args.case else ["--case", case]
+            options += [] if args.tool else ["--tool", tool]
+            subprocess.run([sys.executable, *sys.argv, *options], check=True)
         return
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
