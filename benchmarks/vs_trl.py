@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import operator
 import os
 import random
 import re
@@ -27,8 +26,10 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import hermes
 import torch
@@ -73,23 +74,39 @@ class Case:
         return hermes.coin_task(128, self.load.words)
 
 
-def clock() -> tuple[float, float]:
-    """Seconds: the wall's, and the CPU's of this process and its sandboxes, which other work beside it changes less."""
-    return time.perf_counter(), time.process_time() + server_seconds()
+class Watch:
+    """Seconds of a step and of its rollouts: the wall's, and the CPU's, which other work on the machine changes less."""
 
+    def begin(self) -> None:
+        self.start, self.servers = self._now(), server_seconds()
 
-def since(begin: tuple[float, float], part: str) -> dict[str, float]:
-    return dict(zip((part, f"{part}_cpu"), map(operator.sub, clock(), begin), strict=True))
+    def rollout(self, generate: Callable) -> Any:
+        begin = self._now()
+        found = generate()
+        self.spent = self._since(begin)
+        return found
+
+    def end(self) -> dict[str, float]:
+        step, rollout = self._since(self.start), self.spent
+        time.sleep(0.2)  # a sandbox's last children count when they have ended
+        servers = server_seconds() - self.servers  # all of it is the rollouts'
+        wall = {"rollout": rollout[0], "step": step[0], "update": step[0] - rollout[0]}
+        return {**wall, "rollout_cpu": rollout[1] + servers, "step_cpu": step[1] + servers}
+
+    def _now(self) -> tuple[float, float]:
+        return time.perf_counter(), time.process_time()
+
+    def _since(self, begin: tuple[float, float]) -> list[float]:
+        return [now - then for now, then in zip(self._now(), begin, strict=True)]
 
 
 class Engine(RolloutEngine):
     """Ours with a stopwatch."""
 
+    watch = Watch()
+
     def generate(self, *args, **kwargs):
-        begin = clock()
-        found = super().generate(*args, **kwargs)
-        self.spent = since(begin, "rollout")
-        return found
+        return self.watch.rollout(lambda: super(Engine, self).generate(*args, **kwargs))
 
 
 class Ours:
@@ -110,9 +127,9 @@ class Ours:
         self.lines: list[dict] = []
 
     def step(self) -> None:
-        begin = clock()
-        metrics = self.trainer.step(self.engine, len(self.lines))
-        step = since(begin, "step")
+        self.engine.watch.begin()
+        self.trainer.step(self.engine, len(self.lines))
+        spent = self.engine.watch.end()
         rollouts = self.trainer.last[0]
         times = []
         for arm in ("grpo", "gtpo"):
@@ -121,13 +138,11 @@ class Ours:
             times.append(time.perf_counter() - begin)
         self.lines.append(
             {
-                **self.engine.spent,
-                **step,
-                "update": metrics["time/update"],
+                **spent,
                 "tokens": sum(sum(r.loss_mask) for r in rollouts),
                 "calls": sum(len(r.turns) - 1 for r in rollouts),  # whose result entered, as counted below
                 "prompt_tokens": statistics.fmean(rollout.prompt_length for rollout in rollouts),
-                "gtpo_over_grpo": (times[1] - times[0]) / metrics["time/step"],
+                "gtpo_over_grpo": (times[1] - times[0]) / spent["step"],
             }
         )
 
@@ -135,12 +150,12 @@ class Ours:
 class Theirs(GRPOTrainer):
     """TRL's trainer with a stopwatch around its rollouts."""
 
+    watch = Watch()
+
     def _generate(self, prompts):
-        begin = clock()
-        found = super()._generate(prompts)
+        found = self.watch.rollout(lambda: super(Theirs, self)._generate(prompts))
         mask = found[2] or [[1] * len(ids) for ids in found[1]]
         self.line = {
-            **since(begin, "rollout"),
             "tokens": sum(map(sum, mask)),
             "calls": sum(m["role"] == "tool" for messages in found[3] for m in messages),
             "prompt_tokens": statistics.fmean(map(len, found[0])),
@@ -156,12 +171,11 @@ class Interleave(TrainerCallback):
         self.ours, self.lines, self.trainer = ours, [], None
 
     def on_step_begin(self, *args, **kwargs) -> None:
-        self.begin = clock()
+        self.trainer.watch.begin()
 
     def on_step_end(self, *args, **kwargs) -> None:
         line = self.trainer.line
-        line.update(since(self.begin, "step"))
-        line["update"] = line["step"] - line["rollout"]
+        line.update(self.trainer.watch.end())
         self.lines.append(line)
         if self.ours is None:
             return
