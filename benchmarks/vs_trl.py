@@ -75,7 +75,7 @@ class Case:
 
 
 class Watch:
-    """Seconds of a step and of its rollouts: the wall's, and the CPU's, which other work on the machine changes less."""
+    """Seconds of a step and of its rollouts: wall, and CPU, which other work on the machine changes less."""
 
     def begin(self) -> None:
         self.start, self.servers = self._now(), server_seconds()
