@@ -1,6 +1,6 @@
 """Time and memory as rollouts and prompts grow, beside TRL: each side alone, in a process of its own, in turn.
 
-    python benchmarks/growth.py             # half an hour
+    python benchmarks/growth.py             # a quarter of an hour
     python benchmarks/growth.py --redraw    # the figure only
 
 The tiny model, TRL's tool in its own process. Memory is the process's peak less what the imports took. Writes
@@ -35,8 +35,8 @@ SIDES = {"trl": ("TRL 1.16", "#D55E00", "s"), "ours": ("gtpo_mini", "#0072B2", "
 
 
 def measure(side: str, case: str, problems: int, words: int) -> dict:
-    """Steps of one side alone, after one of warm-up; fewer of the large ones."""
-    steps = 5 if problems <= 8 and words < 1000 else 2 if problems <= 16 else 1
+    """Steps of one side alone, after one of warm-up; of the large ones that one alone."""
+    steps = 3 if problems <= 8 and words < 200 else 2 if problems == 16 else 0
     options = {"case": case, "tool": "plain", "problems": problems, "words": words, "steps": steps, "side": side}
     command = [sys.executable, str(ROOT / "benchmarks" / "vs_trl.py")]
     command += [word for name, value in options.items() for word in (f"--{name}", str(value))]

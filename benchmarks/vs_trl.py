@@ -216,13 +216,13 @@ def compare(case: Case, side: str) -> dict:
     if side == "ours":
         for _ in range(case.steps + 1):
             ours.step()
-        return {"ours": ours.lines[1:]}
+        return {"ours": ours.lines[1:] or ours.lines}
     interleave = Interleave(ours)
     with tempfile.TemporaryDirectory() as output:
         trainer = theirs(case, output, interleave)
         interleave.trainer = trainer
         trainer.train()
-    return {"ours": ours.lines[1:] if ours else [], "trl": interleave.lines[1:]}
+    return {"ours": ours.lines[1:] if ours else [], "trl": interleave.lines[1:] or interleave.lines}
 
 
 def peak_mib(device: str) -> float:
@@ -260,7 +260,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", choices=hermes.LOADS, help="prompt and calls; without it, all")
     parser.add_argument("--tool", choices=("plain", "same"), help="where TRL's tool runs code; without it, both")
-    parser.add_argument("--steps", type=int, default=7, help="pairs, after one of warm-up")
+    parser.add_argument("--steps", type=int, default=7, help="pairs, after one of warm-up; 0: that one alone")
     parser.add_argument("--base", type=Path, help="a model with ChatML tokens to teach, in place of a new tiny one")
     parser.add_argument("--shape", choices=SHAPES, help="teach one of this shape, from random weights")
     parser.add_argument("--quantize", choices=("nf4",), help=f"4-bit weights with LoRA of rank {RANK}, on both sides")
