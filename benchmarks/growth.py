@@ -30,7 +30,7 @@ RECORD = ROOT / "benchmarks" / "results" / "growth.json"
 GROUP = 8
 # Problems a step and words before a question: prompts of about 230 tokens; then of 4 and 16 times as many.
 ROLLOUTS = {"middle": [(1, 0), (4, 0), (8, 0), (16, 0), (32, 0), (64, 0)]}
-CONTEXT = {"long": [(2, 0), (2, 205), (2, 1030)]}
+CONTEXT = {"long": [(2, 0), (2, 216), (2, 1080)]}
 SIDES = {"trl": ("TRL 1.16", "#D55E00", "s"), "ours": ("gtpo_mini", "#0072B2", "o")}
 
 

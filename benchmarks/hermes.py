@@ -83,9 +83,11 @@ class BenchProtocol(HermesProtocol):
         return parsed if parsed.code is not None else ParsedTurn(answer=text.strip() or None)
 
 
-def questions(count: int, seed: int, words: int) -> list[str]:
+def questions(count: int, seed: int, words: int, least: int | None = None) -> list[str]:
+    """Each after ``words`` words of text, or from ``least`` to so many."""
     rng = random.Random(seed)
-    texts = (" ".join([*rng.choices(_TEXT.split(), k=words), "What is"]) for _ in range(count))
+    counts = [words if least is None else rng.randint(least, words) for _ in range(count)]
+    texts = (" ".join([*rng.choices(_TEXT.split(), k=k), "What is"]) for k in counts)
     return [f"{text} {rng.randrange(10, 99)}+{rng.randrange(10, 99)}?" for text in texts]
 
 
@@ -133,7 +135,7 @@ def make_model(
         steps, batch_size, rate = 16, 4, 2e-4
     tokenizer.chat_template = template
     policy = Policy(model, tokenizer, "hermes")
-    chat, asked = Chat(policy, BenchProtocol()), questions(300, 2, load.words)
+    chat, asked = Chat(policy, BenchProtocol()), questions(300, 2, load.words * 5 // 4, least=0)
     with Sandbox() as sandbox:
         traces = [make_trace(Problem("", q, ""), _turns(q, load.calls), chat, sandbox) for q in asked]
     imitate(policy, traces, steps, rate, batch_size)
