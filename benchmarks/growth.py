@@ -48,7 +48,7 @@ def measure(side: str, case: str, problems: int, words: int) -> dict:
 
 
 def draw(record: dict) -> None:
-    """Milliseconds a rollout and peak memory, over rollouts a step and over the prompt's length."""
+    """CPU milliseconds a rollout and peak memory, over rollouts a step and over the prompt's length."""
     matplotlib.rcParams.update({"svg.hashsalt": "growth", "font.size": 10})
     figure, panels = plt.subplots(2, 2, figsize=(9, 6), sharex="col", sharey="row", layout="constrained")
     for column, case in enumerate(("middle", "long")):
@@ -57,7 +57,7 @@ def draw(record: dict) -> None:
             sizes = [statistics.median(s["prompt_tokens"] for s in p["steps"]) for p in points]
             x = sizes if column else [p["rollouts"] for p in points]
             style = {"color": colour, "marker": marker, "label": label, "linewidth": 2}
-            times = [[1000 * s["rollout"] / p["rollouts"] for s in p["steps"]] for p in points]
+            times = [[1000 * s["rollout_cpu"] / p["rollouts"] for s in p["steps"]] for p in points]
             panels[0, column].plot(x, [statistics.median(t) for t in times], **style)
             panels[0, column].fill_between(x, list(map(min, times)), list(map(max, times)), color=colour, alpha=0.2)
             panels[1, column].plot(x, [p["peak"] - p["before"] for p in points], **style)
@@ -69,7 +69,7 @@ def draw(record: dict) -> None:
         axes.xaxis.set_minor_locator(NullLocator())
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    panels[0, 0].set(ylabel="rollout time, ms a rollout", title="more rollouts a step (prompts of 230 tokens, 3 calls)")
+    panels[0, 0].set(ylabel="CPU time, ms a rollout", title="more rollouts a step (prompts of 230 tokens, 3 calls)")
     panels[0, 1].set_title("longer prompts (16 rollouts a step, 6 calls)")
     panels[1, 0].set(ylabel="peak memory above imports, MiB", xlabel="rollouts a step")
     panels[1, 1].set_xlabel("prompt, tokens")

@@ -55,8 +55,8 @@ def python(code: str) -> str:
     try:
         with contextlib.redirect_stdout(printed):
             exec(code, {})
-    except Exception as error:
-        return type(error).__name__
+    except Exception:
+        return "error"
     return printed.getvalue().strip()
 
 
@@ -65,13 +65,16 @@ def in_sandbox(sandbox: Sandbox) -> Callable[[str], str]:
 
     @functools.wraps(python)
     def run(code: str) -> str:
-        return sandbox.run(code).stdout.strip()
+        return sandbox.run(code).stdout.strip() or "error"
 
     return run
 
 
 class BenchProtocol(HermesProtocol):
-    """The package's protocol, with TRL's prompt and rules: no instructions; an unreadable call ends the rollout."""
+    """The package's protocol, with TRL's prompt and rules: no instructions; an unreadable call ends the rollout.
+
+    A failed call's result is one word, as TRL's tool gives it: the package's own longer one would cost more tokens.
+    """
 
     tools: ClassVar = [get_json_schema(python)]
 
@@ -81,6 +84,9 @@ class BenchProtocol(HermesProtocol):
     def read(self, text: str) -> ParsedTurn:
         parsed = super().read(text)
         return parsed if parsed.code is not None else ParsedTurn(answer=text.strip() or None)
+
+    def tool_text(self, result: ExecutionResult) -> str:
+        return result.stdout.strip() or "error"
 
 
 def questions(count: int, seed: int, words: int, least: int | None = None) -> list[str]:

@@ -46,10 +46,10 @@ def test_without_a_gpu_nothing_is_called_measured(memory_table, monkeypatch, cap
 
 
 def test_both_sides_of_the_comparison_get_the_same_from_the_tool(memory_table):
-    hermes = memory_table.hermes
+    hermes, protocol = memory_table.hermes, memory_table.hermes.BenchProtocol()
     with Sandbox() as sandbox:
         sandboxed = hermes.in_sandbox(sandbox)
-        for code in ("print(12+34)", "print(46 * (2 - 5))"):
-            assert sandboxed(code) == hermes.python(code) == str(eval(code[6:-1]))
+        for code, printed in (("print(12+34)", "46"), ("print(46 * (2 - 5))", "-138"), ("print(08)", "error")):
+            assert sandboxed(code) == hermes.python(code) == protocol.tool_text(sandbox.run(code)) == printed
     assert sandboxed.__name__ == "python" and hermes.python("__import__('os')") == "error"
     assert len(hermes.questions(1, 0, 50)[0].split()) == 53
