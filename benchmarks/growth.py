@@ -20,7 +20,7 @@ from pathlib import Path
 
 import matplotlib
 from matplotlib import pyplot as plt
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import LogLocator, NullLocator
 
 from gtpo_mini.train.config import TrainConfig
 from gtpo_mini.train.metrics import run_header
@@ -28,7 +28,7 @@ from gtpo_mini.train.metrics import run_header
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / "benchmarks" / "results" / "growth.json"
 GROUP = 8
-# Problems a step and words before a question: prompts of about 230 tokens; then of 4 and 16 times as many.
+# Problems a step and words before a question: prompts of about 240 tokens; then of 4 and 16 times as many.
 ROLLOUTS = {"middle": [(1, 0), (4, 0), (8, 0), (16, 0), (32, 0), (64, 0)]}
 CONTEXT = {"long": [(2, 0), (2, 216), (2, 1080)]}
 SIDES = {"trl": ("TRL 1.16", "#D55E00", "s"), "ours": ("gtpo_mini", "#0072B2", "o")}
@@ -49,30 +49,36 @@ def measure(side: str, case: str, problems: int, words: int) -> dict:
 
 def draw(record: dict) -> None:
     """CPU milliseconds a rollout and peak memory, over rollouts a step and over the prompt's length."""
-    matplotlib.rcParams.update({"svg.hashsalt": "growth", "font.size": 10})
+    matplotlib.rcParams.update({"svg.hashsalt": "growth", "svg.fonttype": "none", "font.size": 10})
     figure, panels = plt.subplots(2, 2, figsize=(9, 6), sharex="col", sharey="row", layout="constrained")
     for column, case in enumerate(("middle", "long")):
+        ends = []
         for side, (label, colour, marker) in SIDES.items():
             points = [p for p in record["points"] if p["side"] == side and p["case"] == case and "failed" not in p]
-            sizes = [statistics.median(s["prompt_tokens"] for s in p["steps"]) for p in points]
-            x = sizes if column else [p["rollouts"] for p in points]
+            sizes = [round(p["steps"][0]["prompt_tokens"], -1) if column else p["rollouts"] for p in points]
             style = {"color": colour, "marker": marker, "label": label, "linewidth": 2}
             times = [[1000 * s["rollout_cpu"] / p["rollouts"] for s in p["steps"]] for p in points]
-            panels[0, column].plot(x, [statistics.median(t) for t in times], **style)
-            panels[0, column].fill_between(x, list(map(min, times)), list(map(max, times)), color=colour, alpha=0.2)
-            panels[1, column].plot(x, [p["peak"] - p["before"] for p in points], **style)
-            panels[1, column].set_xticks(x)
-    for axes in panels.flat:
-        axes.set(xscale="log", yscale="log")
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.xaxis.set_minor_locator(NullLocator())
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    panels[0, 0].set(ylabel="CPU time, ms a rollout", title="more rollouts a step (prompts of 230 tokens, 3 calls)")
-    panels[0, 1].set_title("longer prompts (16 rollouts a step, 6 calls)")
-    panels[1, 0].set(ylabel="peak memory above imports, MiB", xlabel="rollouts a step")
-    panels[1, 1].set_xlabel("prompt, tokens")
+            both = [[statistics.median(t) for t in times], [p["peak"] - p["before"] for p in points]]
+            for axes, values in zip(panels[:, column], both, strict=True):
+                axes.plot(sizes, values, **style)
+            ends.append([values[-1] for values in both])
+        for axes, theirs, ours in zip(panels[:, column], *ends, strict=True):
+            axes.annotate(
+                "", (sizes[-1], theirs), (sizes[-1], ours), arrowprops={"arrowstyle": "<->", "color": "#777777"}
+            )
+            axes.annotate(f"{theirs / ours:.0f} x ", (sizes[-1], (theirs * ours) ** 0.5), ha="right", va="center")
+            axes.set(xscale="log", yscale="log")
+            axes.set_xticks(sizes, [f"{size:,.0f}" for size in sizes])
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+            axes.yaxis.set_minor_locator(NullLocator())
+            axes.yaxis.set_major_formatter("{x:,.0f}")
+            axes.grid(alpha=0.25)
+            axes.spines[["top", "right"]].set_visible(False)
+    panels[0, 0].set(ylabel="CPU time, ms a rollout", title="more rollouts a step")
+    panels[0, 1].set_title("longer prompts")
+    panels[1, 0].set(ylabel="peak memory above imports, MiB", xlabel="rollouts a step (prompts of 240 tokens)")
+    panels[1, 1].set_xlabel("prompt, tokens (16 rollouts a step)")
     panels[0, 0].legend(frameon=False)
     figure.savefig(ROOT / "docs" / "growth.svg", metadata={"Date": None})
 
