@@ -2,83 +2,79 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
+import functools
+import io
 import random
 import re
-import subprocess
-import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerFast
 from transformers.utils import get_json_schema
 
 from gtpo_mini.experiments.coldstart import tiny_model, train_tokenizer
 from gtpo_mini.policy.model import Policy
 from gtpo_mini.rollout.chat import Chat
 from gtpo_mini.rollout.protocol import HermesProtocol, ParsedTurn
+from gtpo_mini.sandbox import Sandbox
 from gtpo_mini.tasks.task import Task
 from gtpo_mini.train.imitation import imitate, make_trace
 from gtpo_mini.types import ExecutionResult, Problem
 
-CALLS = 2  # that the model is taught to make before it answers
+
+@dataclass(frozen=True)
+class Load:
+    """One shape of work."""
+
+    calls: int  #: that the model is taught to make before it answers
+    vocabulary: int  #: of a new model: more merges make fewer tokens of the tool's description
+    words: int  #: of text before the question
+    tokens: int  #: that a rollout may have after its prompt
+
+
+LOADS = {"short": Load(1, 606, 0, 80), "middle": Load(3, 420, 0, 250), "long": Load(6, 420, 190, 500)}
+_TEXT = "a the of in red blue old new box shop road tree bird river green apple train night many with from near"
 
 
 def python(code: str) -> str:
-    """Run Python code and return what it evaluates to.
+    """Run Python code and return what it prints.
 
     Args:
-        code: A Python expression to evaluate.
+        code: The code to run.
 
     Returns:
-        The value of the expression as text.
+        What it prints.
     """
-    if not re.fullmatch(r"[\d+\-* ()]{1,40}", code) or "**" in code:
-        return "error"
+    if not re.fullmatch(r"print\([\d+\-* ()]{1,40}\)", code) or "**" in code:
+        return "error"  # a model wrote it, and this is no sandbox
+    printed = io.StringIO()
     try:
-        return str(eval(code, {"__builtins__": {}}))
-    except Exception as error:
-        return type(error).__name__
+        with contextlib.redirect_stdout(printed):
+            exec(code, {})
+    except Exception:
+        return "error"
+    return printed.getvalue().strip()
 
 
-def slow_python(code: str) -> str:
-    """Run Python code and return what it evaluates to.
+def in_sandbox(sandbox: Sandbox) -> Callable[[str], str]:
+    """The same tool, as TRL takes it, whose code runs in our sandbox."""
 
-    Args:
-        code: A Python expression to evaluate.
+    @functools.wraps(python)
+    def run(code: str) -> str:
+        return sandbox.run(code).stdout.strip() or "error"
 
-    Returns:
-        The value of the expression as text.
-    """
-    # About 50 ms: an interpreter's start, and some waiting.
-    text = f"import time; time.sleep(0.03); print({python(code)!r})"
-    done = subprocess.run([sys.executable, "-I", "-S", "-c", text], capture_output=True, text=True, check=False)
-    return done.stdout.strip()
-
-
-slow_python.__name__ = "python"  # the model calls both by one name
-
-
-class ToolBox:
-    """The tool as a sandbox: our engine runs ``workers`` calls at a time."""
-
-    def __init__(self, tool, workers: int) -> None:
-        self.tool, self.workers = tool, workers
-
-    def session(self) -> ToolBox:
-        return self
-
-    def run(self, code: str) -> ExecutionResult:
-        return ExecutionResult(ok=True, stdout=self.tool(code))
-
-    def close(self) -> None:
-        pass
+    return run
 
 
 class BenchProtocol(HermesProtocol):
-    """The package's protocol, with TRL's prompt and rules: no instructions; an unreadable call ends the rollout."""
+    """The package's protocol, with TRL's prompt and rules: no instructions; an unreadable call ends the rollout.
+
+    A failed call's result is one word, as TRL's tool gives it: the package's own longer one would cost more tokens.
+    """
 
     tools: ClassVar = [get_json_schema(python)]
 
@@ -89,10 +85,16 @@ class BenchProtocol(HermesProtocol):
         parsed = super().read(text)
         return parsed if parsed.code is not None else ParsedTurn(answer=text.strip() or None)
 
+    def tool_text(self, result: ExecutionResult) -> str:
+        return result.stdout.strip() or "error"
 
-def questions(count: int, seed: int) -> list[str]:
+
+def questions(count: int, seed: int, words: int, least: int | None = None) -> list[str]:
+    """Each after ``words`` words of text, or from ``least`` to so many."""
     rng = random.Random(seed)
-    return [f"What is {rng.randrange(10, 99)}+{rng.randrange(10, 99)}?" for _ in range(count)]
+    counts = [words if least is None else rng.randint(least, words) for _ in range(count)]
+    texts = (" ".join([*rng.choices(_TEXT.split(), k=k), "What is"]) for k in counts)
+    return [f"{text} {rng.randrange(10, 99)}+{rng.randrange(10, 99)}?" for text in texts]
 
 
 class CoinTask(Task):
@@ -102,38 +104,46 @@ class CoinTask(Task):
         return random.random() < 0.5
 
 
-def coin_task(count: int) -> Task:
-    problems = tuple(Problem(str(i), question, "0") for i, question in enumerate(questions(count, 7)))
+def coin_task(count: int, words: int) -> Task:
+    problems = tuple(Problem(str(i), question, "0") for i, question in enumerate(questions(count, 7, words)))
     return CoinTask("coin", problems)
 
 
-def _turns(question: str) -> Generator[str, ExecutionResult | None, None]:
+def _turns(question: str, calls: int) -> Generator[str, ExecutionResult | None, None]:
     first, second = re.findall(r"\d+", question)
-    call = '<tool_call>\n{{"name": "python", "arguments": {{"code": "{}"}}}}\n</tool_call>'
+    call = '<tool_call>\n{{"name": "python", "arguments": {{"code": "print({})"}}}}\n</tool_call>'
     total = int(first) + int(second)
-    for sum_ in (f"{first}+{second}", *(f"{total}+{n}" for n in range(1, CALLS))):
+    for sum_ in (f"{first}+{second}", *(f"{total}+{n}" for n in range(1, calls))):
         _ = yield call.format(sum_)
     yield f"It is {total}."
 
 
+def new_tokenizer(template: str, vocabulary: int) -> PreTrainedTokenizerFast:
+    """Trained on the questions and on the prompt that every question has around it."""
+    bare = train_tokenizer([], 259)
+    bare.chat_template = template
+    prompt = bare.apply_chat_template([{"role": "user", "content": "?"}], tools=BenchProtocol.tools, tokenize=False)
+    return train_tokenizer([*questions(300, 1, 0), *3 * [prompt]], vocabulary)
+
+
 def make_model(
-    folder: Path, template: str, base: Path | None = None, shape: dict | None = None, device: str = "cpu"
+    folder: Path, load: Load, template: str, base: Path | None = None, shape: dict | None = None, device: str = "cpu"
 ) -> None:
-    """Teach ``base``, or a new model of ``shape`` or else of the tiny policy's, to make `CALLS` calls and answer."""
+    """Teach ``base``, or a new model of ``shape`` or else of the tiny policy's, to make the load's calls and answer."""
     torch.manual_seed(0)
     if base is None:
-        # As many merges as give a prompt of 290 tokens and a rollout of 110, rather than a whole sentence a token.
-        tools = [template.split("# Tools")[1][:2000], json.dumps(BenchProtocol.tools[0])]
-        tokenizer = train_tokenizer([*questions(300, 1), *tools * 3], vocabulary=500)
+        tokenizer = new_tokenizer(template, load.vocabulary)
         model = tiny_model(tokenizer) if shape is None else new_model(shape, tokenizer, device)
-        steps, batch_size, rate = 150, 12, 0.5 / model.config.hidden_size  # smaller for the wider
+        model.config.max_position_embeddings = max(8192, model.config.max_position_embeddings)
+        steps, batch_size, rate = 240, 6, 0.5 / model.config.hidden_size  # smaller for the wider
     else:
         model, tokenizer = load_parts(base)
         steps, batch_size, rate = 16, 4, 2e-4
     tokenizer.chat_template = template
     policy = Policy(model, tokenizer, "hermes")
-    chat, box = Chat(policy, BenchProtocol()), ToolBox(python, 1)
-    traces = [make_trace(Problem("", question, ""), _turns(question), chat, box) for question in questions(800, 2)]
+    chat, asked = Chat(policy, BenchProtocol()), questions(300, 2, load.words * 5 // 4, least=0)
+    with Sandbox() as sandbox:
+        traces = [make_trace(Problem("", q, ""), _turns(q, load.calls), chat, sandbox) for q in asked]
     imitate(policy, traces, steps, rate, batch_size)
     policy.save(folder)
 

@@ -27,6 +27,7 @@ from gtpo_mini.experiments.coldstart import train_tokenizer
 from gtpo_mini.policy.load import load_policy
 from gtpo_mini.rollout.engine import RolloutEngine
 from gtpo_mini.rollout.protocol import FencedProtocol
+from gtpo_mini.sandbox import Sandbox
 from gtpo_mini.train.config import TrainConfig
 from gtpo_mini.train.loss import _CHUNK_LOGITS
 from gtpo_mini.train.metrics import run_header
@@ -96,11 +97,12 @@ def measure(shape: dict, context: int, tokens_per_pass: int, prompt: int = PROMP
     )  # fmt: skip
     task = hermes.CoinTask("coin", tuple(Problem(str(i), words, "0") for i in range(2 * GROUPS)))
     trainer = Trainer(policy, task, config)
-    engine = RolloutEngine(policy, FencedProtocol(), hermes.ToolBox(hermes.python, 2), config.sampling())
-    for number in range(2):  # the first makes the optimiser's state, and is a warm-up
-        if device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        found = trainer.step(engine, number)
+    with Sandbox() as sandbox:
+        engine = RolloutEngine(policy, FencedProtocol(), sandbox, config.sampling())
+        for number in range(2):  # the first makes the optimiser's state, and is a warm-up
+            if device == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            found = trainer.step(engine, number)
     times = {f"{part}_s": found[f"time/{part}"] for part in ("rollout", "update", "step")}
     return {"peak": found["memory/peak_gib"], **times}
 

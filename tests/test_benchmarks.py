@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from gtpo_mini.sandbox import Sandbox
+
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 SMALL = {
     **{"vocab_size": 2000, "max_position_embeddings": 512, "hidden_size": 64, "intermediate_size": 128},
@@ -41,3 +43,13 @@ def test_without_a_gpu_nothing_is_called_measured(memory_table, monkeypatch, cap
     with pytest.raises(SystemExit):
         memory_table.main()
     assert "torch finds no CUDA GPU here" in capsys.readouterr().err
+
+
+def test_both_sides_of_the_comparison_get_the_same_from_the_tool(memory_table):
+    hermes, protocol = memory_table.hermes, memory_table.hermes.BenchProtocol()
+    with Sandbox() as sandbox:
+        sandboxed = hermes.in_sandbox(sandbox)
+        for code, printed in (("print(12+34)", "46"), ("print(46 * (2 - 5))", "-138"), ("print(08)", "error")):
+            assert sandboxed(code) == hermes.python(code) == protocol.tool_text(sandbox.run(code)) == printed
+    assert sandboxed.__name__ == "python" and hermes.python("__import__('os')") == "error"
+    assert len(hermes.questions(1, 0, 50)[0].split()) == 53
