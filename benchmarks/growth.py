@@ -28,9 +28,8 @@ from gtpo_mini.train.metrics import run_header
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / "benchmarks" / "results" / "growth.json"
 GROUP = 8
-# Problems a step and words before a question: prompts of about 240 tokens; then of 4 and 16 times as many.
-ROLLOUTS = {"middle": [(1, 0), (4, 0), (8, 0), (16, 0), (32, 0), (64, 0)]}
-CONTEXT = {"long": [(2, 0), (2, 216), (2, 1080)]}
+# Problems a step, and words before a question for prompts of about 240 tokens, and of 4 and 16 times as many.
+POINTS = {"long": [(2, 0), (2, 216), (2, 1080)], "middle": [(1, 0), (4, 0), (8, 0), (16, 0), (32, 0), (64, 0)]}
 SIDES = {"trl": ("TRL 1.16", "#D55E00", "s"), "ours": ("gtpo_mini", "#0072B2", "o")}
 
 
@@ -90,7 +89,7 @@ def main() -> None:
         header = run_header(TrainConfig(), "hermes", "coin", "cpu")
         record = {key: header[key] for key in ("commit", "versions", "device", "threads")}
         record |= {"command": "python benchmarks/growth.py", "load_average": os.getloadavg(), "points": []}
-        for case, points in {**CONTEXT, **ROLLOUTS}.items():
+        for case, points in POINTS.items():
             for problems, words in points:
                 for side in SIDES:
                     record["points"].append(measure(side, case, problems, words))

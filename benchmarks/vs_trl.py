@@ -38,7 +38,7 @@ import trl
 from datasets import Dataset
 from memory_table import SHAPES
 from peft import LoraConfig
-from step import server_seconds
+from step import of, server_seconds
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
@@ -236,9 +236,6 @@ def peak_mib(device: str) -> float:
 
 def summary(lines: dict[str, list[dict]]) -> dict:
     """Medians and ranges a side, and the ratios of pairs of steps."""
-
-    def of(values: list[float]) -> dict:
-        return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
     rollouts = lines["trl"][0]["rollouts"]
     sides = {}

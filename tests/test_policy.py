@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from small_models import save_model
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, DynamicCache
 
 from gtpo_mini.policy import attention
 from gtpo_mini.policy.load import load_policy
@@ -285,7 +285,7 @@ def test_the_fast_pass_is_the_model_s_own(kind, changes, lora_rank, tmp_path):
     ids, positions = torch.randint(0, len(policy.tokenizer), (3, 40)), torch.arange(40).expand(3, 40)
     mask = torch.full((3, 1, 40, 40), torch.finfo(torch.float32).min).triu(1)
     with torch.no_grad():
-        fast = policy.fast_decoder()(ids, positions, mask, None)
+        fast = policy.fast_decoder()(ids, positions, mask, DynamicCache(), None)
         assert (fast - policy.hidden_states(ids, use_cache=False)).abs().max() < 1e-4
 
 

@@ -1,7 +1,6 @@
-"""The forward pass of a common decoder in few operations, for the steps in which dispatch is most of the time.
+"""The forward pass of a common decoder without module calls, for the steps in which Python is much of the time.
 
-A transformers layer takes about sixty operations and twenty module calls; this takes about twenty-five. It is used only
-where it gives what the model's own pass gives (`fast_decoder` asks both), and its own pass stays for all others.
+It is used only where it gives what the model's own pass gives (`fast_decoder` asks both); that stays for all others.
 """
 
 from __future__ import annotations
@@ -50,30 +49,25 @@ class FastDecoder:
         positions: torch.Tensor,
         mask: torch.Tensor,
         cache: Cache,
-        attend: Callable | None = None,
+        attend: Callable | None,
     ) -> torch.Tensor:
         """Last hidden states (B, Q, D) of ids and positions (B, Q), under an additive mask (B, 1, Q, W)."""
-        (rows, length), angles = (
-            ids.shape,
-            positions.flatten()[:, None, None] * self.rope.inv_freq,
-        )  # (N, 1, head_dim / 2)
+        rows, length = ids.shape
         hidden = functional.embedding(ids.flatten(), self.decoder.embed_tokens.weight)  # (N, D), N = B * Q
+        angles = positions.flatten()[:, None, None] * self.rope.inv_freq  # (N, 1, head_dim / 2)
         cos, sin = angles.cos(), angles.sin()
         if self.rope.attention_scaling != 1.0:
             cos, sin = cos * self.rope.attention_scaling, sin * self.rope.attention_scaling
         cos, sin = torch.cat((cos, cos), -1).to(hidden.dtype), torch.cat((-sin, sin), -1).to(hidden.dtype)
-        for i, operations in enumerate(self.layers):
-            before, q_proj, k_proj, v_proj, o_proj, q_norm, k_norm, after, gate, up, down, act, dim, scaling = (
-                operations
-            )
+        for i, layer in enumerate(self.layers):
+            before, q_proj, k_proj, v_proj, o_proj, q_norm, k_norm, after, gate, up, down, act, dim, scaling = layer
             x = before(hidden)
             query, key, value = (project(x).view(rows * length, -1, dim) for project in (q_proj, k_proj, v_proj))
             query, key = (
                 _turn(y if norm is None else norm(y), cos, sin) for y, norm in ((query, q_norm), (key, k_norm))
             )
             query, key, value = (y.view(rows, length, -1, dim).transpose(1, 2) for y in (query, key, value))
-            if cache is not None:
-                key, value = cache.update(key, value, i)
+            key, value = cache.update(key, value, i)
             if attend is not None:
                 x = attend(i, query, key, value, mask, scaling)
             else:
@@ -123,7 +117,7 @@ def fast_decoder(model: PreTrainedModel) -> FastDecoder | None:
         found = FastDecoder(decoder)
         places = torch.arange(6, device=model.device)[None]  # (1, 6); these are the ids too
         mask = torch.full((1, 1, 6, 6), torch.finfo(model.dtype).min, dtype=model.dtype, device=model.device).triu(1)
-        fast = found(places, places, mask, DynamicCache()).float()
+        fast = found(places, places, mask, DynamicCache(), attend=None).float()
     except (AttributeError, TypeError):  # other names than this family's
         return None
     plain = decoder(input_ids=places, use_cache=False).last_hidden_state.float()

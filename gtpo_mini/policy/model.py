@@ -107,7 +107,7 @@ class Policy:
         return self.plain.get_decoder()(input_ids=input_ids, **kwargs).last_hidden_state  # (B, T, D)
 
     def fast_decoder(self) -> FastDecoder | None:
-        """The same pass in fewer operations, for decoding; None where this model has none."""
+        """The same pass for decoding, made from the modules as they are now; None where this model has none."""
         return FastDecoder(self.plain.get_decoder()) if self._fast else None
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

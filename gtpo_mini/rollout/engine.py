@@ -254,8 +254,7 @@ class _Batch:
             tokens = logits.argmax(-1, keepdim=True)  # (R, 1)
         chosen = logprobs.gather(-1, tokens)[:, 0].tolist()
         for rollout, token, logprob in zip(rollouts, tokens[:, 0].tolist(), chosen, strict=True):
-            rollout.ids.append(token)
-            rollout.logprobs.append(logprob)
+            rollout.push([token], [logprob])
             if token in self.telling or len(rollout.ids) >= rollout.limit:
                 self._after_token(rollout, token)
 

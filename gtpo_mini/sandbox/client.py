@@ -138,6 +138,10 @@ class Sandbox:
             self._start(confinement, tuple(preload))
             for link in self._links:
                 self.protection = self._measure(confinement, link)
+            if confinement == "unconfined":
+                print(UNCONFINED, file=sys.stderr)
+            for note in self.protection.notes:
+                warnings.warn(f"sandbox: {note}", RuntimeWarning, stacklevel=2)
         except BaseException:
             self.close()
             raise
@@ -153,7 +157,7 @@ class Sandbox:
         self._links = [link.result() for link in started if not link.exception()]
         for link in started:
             link.result()
-        while len(self._links) > 1 and not self._links[0].hello["reads"]:
+        if len(self._links) > 1 and not self._links[0].hello["reads"]:
             self._links.pop(0).close()
 
     def _measure(self, confinement: str, link: Link) -> Protection:
@@ -163,14 +167,9 @@ class Sandbox:
             result = session.run(snippet)
         tier = hello["tier"] if confinement == "full" else "unconfined"
         protection = judge(tier, result.stdout, found, tuple(hello["notes"]))
-        if confinement == "unconfined":
-            if link is self._links[-1]:
-                print(UNCONFINED, file=sys.stderr)
-        elif protection.allowed:
+        if confinement == "full" and protection.allowed:
             missing = "; ".join(f"{act} (stopped by {ACTS[act]})" for act in protection.allowed)
             raise SandboxUnavailable(f"snippets could: {missing}. {REMEDY} {result.error}")
-        for note in protection.notes:
-            warnings.warn(f"sandbox: {note}", RuntimeWarning, stacklevel=3)
         return protection
 
     def run(self, code: str) -> ExecutionResult:

@@ -78,7 +78,7 @@ class Server:
     def child(self, out: int, err: int, control: int) -> None:
         """Never returns. The ready byte comes after the last layer: no snippet runs in a half-made cage."""
         try:
-            _signal.signal(2, _signal.default_int_handler)  # `signal.signal` makes enums of its arguments
+            _signal.signal(_signal.SIGINT, _signal.default_int_handler)  # `signal.signal` makes enums of its arguments
             # Its own null device: flags of a shared one would be seen by every later child.
             null = os.open(os.devnull, os.O_RDWR)
             os.dup2(null, 0)

@@ -12,18 +12,17 @@ import sys
 import sysconfig
 import warnings
 
+# The light server has these; another one the rest too.
 LIGHT = """
 bisect cmath collections.abc copy datetime decimal enum fractions functools heapq itertools json math numbers operator
 random re site statistics string time typing"""
 
 STANDARD = """
-abc argparse array ast asyncio base64 binascii bisect builtins calendar cmath collections.abc
-concurrent.futures contextlib copy csv ctypes dataclasses datetime decimal difflib encodings.ascii
-encodings.idna encodings.latin_1 enum fractions functools glob graphlib hashlib heapq html inspect io
-itertools json keyword linecache locale logging math numbers operator pathlib pickle platform pprint
-queue random re secrets select shutil signal site socket statistics string struct subprocess tempfile
-textwrap threading timeit tokenize traceback types typing unicodedata uuid warnings weakref
-zoneinfo _strptime"""
+abc argparse array ast asyncio base64 binascii builtins calendar concurrent.futures contextlib csv ctypes
+dataclasses difflib encodings.ascii encodings.idna encodings.latin_1 glob graphlib hashlib html inspect io
+keyword linecache locale logging pathlib pickle platform pprint queue secrets select shutil signal socket
+struct subprocess tempfile textwrap threading timeit tokenize traceback types unicodedata uuid warnings
+weakref zoneinfo _strptime"""
 
 NUMPY = """
 import numpy as np

@@ -50,7 +50,8 @@ class Task:
         try:
             grade = self.grader(problem, answer) if answer is not None else False
         except Exception as error:
-            raise GraderError(f"{where} raised {type(error).__name__}: {_line(error)}") from error
+            reason = str(error).partition("\n")[0]
+            raise GraderError(f"{where} raised {type(error).__name__}: {reason}") from error
         if not self.partial_credit and isinstance(grade, bool | np.bool_):
             return bool(grade)
         if self.partial_credit and isinstance(grade, int | float | np.number | np.bool_) and 0 <= grade <= 1:
@@ -182,7 +183,3 @@ def _own(name: str) -> Task | Callable[..., Task]:
     if isinstance(found, Task) or callable(found):
         return found
     raise ValueError(f"task {name!r}: is a {type(found).__name__}, not a Task or a callable that returns one")
-
-
-def _line(error: Exception) -> str:
-    return str(error).partition("\n")[0]

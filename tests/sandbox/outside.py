@@ -114,15 +114,20 @@ class Outside:
         os.environ.pop("GTPO_TEST_TOKEN", None)
 
 
+def servers(sandbox: Sandbox) -> list[int]:
+    """Process ids of the fork servers."""
+    return [link._process.pid for link in sandbox._links]
+
+
 def strangers(sandbox: Sandbox) -> list[str]:
     """Processes in a fork server's session that are neither it nor a child of it: daemons that got away."""
-    servers, found = [link._process.pid for link in sandbox._links], []
+    roots, found = servers(sandbox), []
     for name in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):
             text = Path(f"/proc/{name}/stat").read_text()
             state, parent, _, session = text.rpartition(")")[2].split()[:4]
-            ours = int(name) in servers or int(parent) in servers
-            if int(session) in servers and not ours and state != "Z":
+            ours = int(name) in roots or int(parent) in roots
+            if int(session) in roots and not ours and state != "Z":
                 found.append(text)
     return found
 

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from outside import strangers
+from outside import servers, strangers
 
 from gtpo_mini.sandbox import Limits, Sandbox
 
@@ -23,10 +23,6 @@ ORDINARY = [
     "import time\ntime.sleep(0.01)\nprint('slept')",
     "1 / 0",
 ]
-
-
-def servers(sandbox: Sandbox) -> list[int]:
-    return [link._process.pid for link in sandbox._links]
 
 
 def session_pids(sandbox: Sandbox) -> dict[int, str]:
