@@ -1,6 +1,7 @@
 """The nouns, frozen: ``Problem -> Trajectory (turns, token ids) -> turn rewards -> advantages``.
 
-A reward is never stored in a trajectory, so that it can never be overwritten by an advantage.
+A reward of the method is never stored in a trajectory, so that it can never be overwritten by an advantage; what the
+task itself gives a turn (`Turn.progress`) is a fact of the rollout, as the tool's result is.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ class Turn:
     code: str | None = None  #: code of the tool call; None when the turn makes no call
     malformed: bool = False  #: a call was begun but cannot be read
     result: ExecutionResult | None = None  #: None when nothing was run
+    progress: float = 0.0  #: what the task gives for this turn (`Task.turn_reward`); 0 where it gives nothing
 
     @property
     def calls_tool(self) -> bool:

@@ -39,6 +39,7 @@ class Credit:
     shaping: str = "outcome"  #: that share at the last turn (outcome), or as a potential of the code so far (potential)
     similarity: str = "ngram"  #: how two codes are compared: ngram, structure or embedding
     format_penalty: float = 0.1  #: taken from a turn with an invalid call, at least 0
+    progress: float = 0.0  #: weight of what the task itself gives a turn, at least 0; 0: the paper's form
 
     def __post_init__(self) -> None:
         choices = {"rewards": ("turn", "trajectory", "accuracy"), "shaping": ("outcome", "potential")}
@@ -49,6 +50,7 @@ class Credit:
         finite_number("gamma", self.gamma, low=0.0, high=1.0)
         finite_number("alpha", self.alpha, low=0.0, high=1.0)
         finite_number("format_penalty", self.format_penalty, low=0.0)
+        finite_number("progress", self.progress, low=0.0)
 
     def __call__(self, rollouts: Sequence[Trajectory], correct: Sequence[bool | float], group_size: int) -> Assigned:
         """Assign credit to a batch.
@@ -90,13 +92,15 @@ class Credit:
             whole = outcome if self.rewards == "accuracy" else trajectory_reward(rollout, outcome)
             earned = [0.0] * (len(rollout.turns) - 1) + [whole]
         gains = [self.gamma * later - now for now, later in zip(potential, [*potential[1:], 0.0], strict=True)]
+        if self.progress:
+            gains = [gain + self.progress * turn.progress for gain, turn in zip(gains, rollout.turns, strict=True)]
         return [reward + gain for reward, gain in zip(earned, gains, strict=True)]
 
 
 _GTPO = Credit()
 _GRPO = Credit(rewards="trajectory", returns=False, alpha=0.0)
 
-#: Each arm is one line; all but the last two are the paper's method, taken apart.
+#: Each arm is one line; all but the last three are the paper's method, taken apart.
 ARMS: dict[str, Credit] = {
     # The ladder: each step adds one part.
     "grpo": _GRPO,  # A_i = norm(min(accuracy_i, format_i))
@@ -116,9 +120,11 @@ ARMS: dict[str, Credit] = {
     # a group in which nothing is right teaches nothing.
     "potential": replace(_GTPO, shaping="potential"),
     "no_penalty": replace(_GTPO, format_penalty=0.0),
+    # Ours: turns earn what the task itself can verify (a fact found, an example that passes), besides the paper's.
+    "+progress": replace(_GTPO, progress=0.5),
 }
 
-VARIANTS = ("potential", "no_penalty")  #: arms that are no part of the paper
+VARIANTS = ("potential", "no_penalty", "+progress")  #: arms that are no part of the paper
 
 
 def load_arm(name: str) -> CreditAssignment:

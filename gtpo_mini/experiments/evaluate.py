@@ -75,7 +75,7 @@ def sample(
     with ExitStack() as stack:
         sandbox = sandbox or stack.enter_context(Sandbox())
         engine = RolloutEngine(policy, protocol or load_protocol(), sandbox, settings)
-        engine.generate(task.problems[:problems], group_size, seed, grade)
+        engine.generate(task.problems[:problems], group_size, seed, grade, task)
     return [graded[place] for place in sorted(graded)]
 
 
@@ -88,11 +88,17 @@ class Evaluation:
     answers: tuple[tuple[str | None, ...], ...]  #: (P, k)
     majority_correct: tuple[bool, ...]  #: (P,): is each problem's most frequent answer right
     behaviour: dict[str, float]  #: the rollout metrics of a training step
+    guess_rate: float = 0.0  #: share of the task's problems that a guess gets right
 
     @property
     def accuracy(self) -> float:
         """Mean over all samples."""
         return mean([right for row in self.correct for right in row])
+
+    @property
+    def above_guessing(self) -> float:
+        """The accuracy less what guesses give: 0 for a policy that only guesses, 1 where all is right."""
+        return (self.accuracy - self.guess_rate) / (1 - self.guess_rate)
 
     @property
     def interval(self) -> Interval:
@@ -105,7 +111,10 @@ class Evaluation:
         found = {"accuracy": self.interval}
         found |= {f"pass@{k}": self.pass_interval(k) for k in powers_of_two(samples) if k > 1}
         found |= {f"maj@{samples}": self.majority_interval} if samples > 1 else {}
-        return ", ".join(f"{name} {i.estimate:.3f} [{i.low:.3f}, {i.high:.3f}]" for name, i in found.items())
+        parts = [f"{name} {i.estimate:.3f} [{i.low:.3f}, {i.high:.3f}]" for name, i in found.items()]
+        if self.guess_rate:
+            parts.append(f"{self.above_guessing:.3f} above guessing (a guess is right in {self.guess_rate:.0%})")
+        return ", ".join(parts)
 
     def pass_at(self, k: int) -> float:
         """Unbiased estimate that at least one of k samples is right; k at most the number of samples."""
@@ -129,6 +138,7 @@ class Evaluation:
         """As plain data for a recorded run; per problem, so that two evaluations can be paired."""
         return {
             "accuracy": self.accuracy,
+            "above_guessing": self.above_guessing,
             "interval": list(self.interval[1:]),
             "pass_at": {str(k): list(self.pass_interval(k)) for k in powers_of_two(len(self.correct[0]))},
             "majority": self.majority,
@@ -206,6 +216,7 @@ def evaluate(
             answers=tuple(tuple(row["answers"]) for row in rows),
             majority_correct=tuple(row["majority_correct"] for row in rows),
             behaviour=describe_rollouts(rollouts, [grade for row in rows for grade in row["correct"]]),
+            guess_rate=task.guess_rate,
         )
         write("totals", {key: value for key, value in result.record().items() if key != "per_problem"})
     return result

@@ -23,6 +23,7 @@ import torch
 
 from ..policy.model import Policy
 from ..sandbox import Sandbox
+from ..tasks.task import Task
 from ..types import ExecutionResult, Problem, StopReason, Trajectory, Turn
 from .builder import RolloutBuilder
 from .chat import Chat
@@ -72,7 +73,12 @@ class RolloutEngine:
         return self.chat.encode_result(result)
 
     def generate(
-        self, problems: Sequence[Problem], group_size: int = 1, seed: int = 0, finished: Finished | None = None
+        self,
+        problems: Sequence[Problem],
+        group_size: int = 1,
+        seed: int = 0,
+        finished: Finished | None = None,
+        task: Task | None = None,
     ) -> list[Trajectory]:
         """Sample ``group_size`` rollouts of each problem.
 
@@ -81,6 +87,7 @@ class RolloutEngine:
             group_size: G rollouts a problem, at least 1.
             seed: rollout i draws from a random stream of its own, (seed, i), whatever runs beside it.
             finished: called with i and rollout i as soon as it has stopped; it changes no schedule, and so no bit.
+            task: whose setup runs first in each session, and which gives turns their `Turn.progress`; None: neither.
 
         Returns:
             P * G trajectories; those of problem p are ``[p * G : (p + 1) * G]``. Out of GPU memory, fewer rollouts are
@@ -88,6 +95,7 @@ class RolloutEngine:
 
         Raises:
             TrainingStopped: one rollout at a time does not fit into the GPU's memory.
+            ValueError: a prompt that does not fit; a function of the task that fails.
         """
         if group_size < 1 or not problems:
             raise ValueError(f"group_size={group_size}, {len(problems)} problems: both must be at least 1")
@@ -95,7 +103,7 @@ class RolloutEngine:
         self.policy.model.eval()
         try:
             return within_memory(
-                lambda: _Batch(self, problems, group_size, seed, finished).finish(), self._decode_fewer
+                lambda: _Batch(self, problems, group_size, seed, finished, task).finish(), self._decode_fewer
             )
         finally:
             self.policy.model.train(training)
@@ -130,9 +138,15 @@ class _Batch:
     """One call of `RolloutEngine.generate`: P groups of ``group_size`` rollouts on a fixed number of rows."""
 
     def __init__(
-        self, engine: RolloutEngine, problems: Sequence[Problem], group_size: int, seed: int, finished: Finished | None
+        self,
+        engine: RolloutEngine,
+        problems: Sequence[Problem],
+        group_size: int,
+        seed: int,
+        finished: Finished | None,
+        task: Task | None,
     ) -> None:
-        self.finished = finished
+        self.finished, self.task = finished, task
         self.policy, self.protocol, self.sandbox = engine.policy, engine.protocol, engine.sandbox
         self.encode_result = engine.encode_result
         self.settings, self.stop_tokens, self.seed = engine.settings, engine.stop_tokens, seed
@@ -289,7 +303,10 @@ class _Batch:
 
     def _run_tool(self, rollout: _Ongoing, code: str) -> ExecutionResult:
         if rollout.session is None and not self.abandoned:
-            rollout.session = self.sandbox.session()
+            opened = self.sandbox.session() if self.task is None else self.task.session(self.sandbox, rollout.problem)
+            rollout.session = opened
+            if self.abandoned:  # meanwhile, so that nobody else closes it
+                opened.close()
         return rollout.session.run(code)
 
     def _take_results(self, live: list[_Ongoing]) -> None:
@@ -325,6 +342,8 @@ class _Batch:
 
     def _stop(self, rollout: _Ongoing, reason: StopReason, turn: Turn) -> None:
         rollout.end_turn(turn)
+        if self.task is not None:
+            rollout.turns = self.task.reward_turns(rollout.problem, rollout.turns)
         rollout.stop = reason
         self.rows[rollout.row] = None
         self._close_session(rollout)

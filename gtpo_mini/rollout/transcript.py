@@ -26,7 +26,8 @@ def transcript(
     Returns:
         ``problem``, ``question``, ``gold``, ``prompt``, ``stop``, ``answer``, and ``turns``. A turn has ``pieces``, the
         policy's text as [text, log-probability] pairs, one a token (or a few that make one character); ``tool``, the
-        text that went back; ``unseen``, a result that came after the last turn; ``code``, ``failed``, and its numbers.
+        text that went back; ``unseen``, a result that came after the last turn; ``code``, ``failed``, and its numbers,
+        ``progress`` (what the task gave) among them.
     """
     turns = []
     for number, turn in enumerate(trajectory.turns):
@@ -39,6 +40,8 @@ def transcript(
         line |= {"code": turn.code, "failed": turn.invalid_call, "unseen": ""}
         if result is not None and not theirs:
             line["unseen"] = "\n".join(filter(None, (result.stdout.rstrip("\n"), result.error)))
+        if turn.progress:
+            line["progress"] = round(turn.progress, 4)
         for name, values in (("reward", rewards), ("return", returns), ("advantage", advantages)):
             if values is not None:
                 line[name] = round(values[number], 4)

@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+import math
+import queue
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ..types import Problem, import_named
+from ..sandbox import Sandbox
+from ..sandbox.client import Session
+from ..types import Problem, Turn, import_named
 from .branching import draw_problems
 from .grading import as_number, generator_accepts, same_answer
 from .rows import SOURCES, generated_problems, load_json_lines, load_source
 
+_SECONDS = 60.0  # for one call of a task's own function
+
 
 class GraderError(ValueError):
-    """A grader raised, or returned something else than a grade."""
+    """A function of a task raised, took too long, or returned something else than it has to."""
 
 
 @dataclass(frozen=True)
 class Task:
     """A named set of problems with a grader. An own task is ``Task(name, problems, grader)``.
+
+    ``setup(problem)`` is code that runs first in each rollout's session: facts, functions, examples.
+    ``turn_reward(problem, turns)`` is the task's own reward, a number, of the last of the turns so far; it must be
+    earned by what the turn did (its code, its result) and not by what it says. Arms with ``progress`` add it.
 
     >>> task = Task("mine", (Problem("1", "2 + 2?", "4"),))
     >>> task.grade(task.problems[0], " 4.0 ")
@@ -32,31 +44,77 @@ class Task:
     name: str
     problems: Sequence[Problem]
     grader: Callable[[Problem, str], bool | float] = lambda problem, answer: same_answer(problem.answer, answer)
+    setup: Callable[[Problem], str] | None = None
+    turn_reward: Callable[[Problem, Sequence[Turn]], float] | None = None
     _: KW_ONLY
     split: str = "train"
     partial_credit: bool = False  #: the grader returns a number in [0, 1]
+    guess_rate: float = 0.0  #: share of problems that a guess gets right, in [0, 1)
+    wrong_answers: Callable[[Problem], Iterable[str]] | None = None  #: for `check_task`; None: made from the gold one
 
     def __post_init__(self) -> None:
         if not self.problems:
             raise ValueError(f"task {self.name!r} ({self.split}) holds no problem")
+        if not 0 <= self.guess_rate < 1:
+            raise ValueError(f"task {self.name!r}: guess_rate={self.guess_rate}: must be in [0, 1)")
 
     def grade(self, problem: Problem, answer: str | None) -> bool | float:
         """Whether ``answer`` is right, or with ``partial_credit`` how much of it, in [0, 1]; None (no answer) is wrong.
 
-        A `GraderError` says that the grader raised, or returned neither a bool nor, with ``partial_credit``, a grade.
+        A `GraderError` says that the grader raised, took over a minute, or returned neither a bool nor, with
+        ``partial_credit``, a grade.
         """
         wanted = "a number in [0, 1]" if self.partial_credit else "a bool (for a number: Task(partial_credit=True))"
-        where = f"task {self.name!r}, problem {problem.id!r}: the grader"
-        try:
-            grade = self.grader(problem, answer) if answer is not None else False
-        except Exception as error:
-            reason = str(error).partition("\n")[0]
-            raise GraderError(f"{where} raised {type(error).__name__}: {reason}") from error
+        grade = self._call("grader", problem, answer) if answer is not None else False
         if not self.partial_credit and isinstance(grade, bool | np.bool_):
             return bool(grade)
         if self.partial_credit and isinstance(grade, int | float | np.number | np.bool_) and 0 <= grade <= 1:
             return float(grade)
-        raise GraderError(f"{where} returned {grade!r}, which is not {wanted}")
+        raise self._error("grader", problem, f"returned {grade!r}, which is not {wanted}")
+
+    def session(self, sandbox: Sandbox, problem: Problem) -> Session:
+        """A session in which the problem's setup has run; a `GraderError` where it cannot."""
+        code = self._call("setup", problem) if self.setup is not None else ""
+        if not isinstance(code, str):
+            raise self._error("setup", problem, f"returned a {type(code).__name__}, which is no code")
+        session = sandbox.session()
+        if code and not (result := session.run(code)).ok:
+            session.close()
+            raise self._error("setup", problem, f"wrote code that does not run: {result.error.strip()[-300:]}")
+        return session
+
+    def reward_turns(self, problem: Problem, turns: Sequence[Turn]) -> list[Turn]:
+        """The turns of a rollout, each with what the task gives for it; a `GraderError` where it gives no number."""
+        if self.turn_reward is None:
+            return list(turns)
+        found = [self._call("turn_reward", problem, turns[: number + 1]) for number in range(len(turns))]
+        for reward in found:
+            if not isinstance(reward, int | float | np.number | np.bool_) or not math.isfinite(reward):
+                raise self._error("turn_reward", problem, f"returned {reward!r}, which is no finite number")
+        return [replace(turn, progress=float(reward)) for turn, reward in zip(turns, found, strict=True)]
+
+    def _call(self, name: str, problem: Problem, *arguments: Any) -> Any:
+        """One of the task's own functions; in a thread, because nothing else can leave one that hangs."""
+        answers: queue.SimpleQueue = queue.SimpleQueue()
+
+        def call() -> None:
+            try:
+                answers.put((getattr(self, name)(problem, *arguments), None))
+            except BaseException as error:
+                answers.put((None, error))
+
+        threading.Thread(target=call, daemon=True).start()
+        try:
+            found, error = answers.get(timeout=_SECONDS)
+        except queue.Empty:
+            raise self._error(name, problem, f"did not come back within {_SECONDS:g} seconds") from None
+        if error is not None:
+            reason = str(error).partition("\n")[0]
+            raise self._error(name, problem, f"raised {type(error).__name__}: {reason}") from error
+        return found
+
+    def _error(self, name: str, problem: Problem, what: str) -> GraderError:
+        return GraderError(f"task {self.name!r}, problem {problem.id!r}: the {name} {what}")
 
 
 @dataclass(frozen=True)
@@ -99,14 +157,17 @@ def check_task(task: Task) -> TaskCheck:
         if task.grade(problem, problem.answer) < 1:
             gold_fails.append(problem.id)
         mutated = [problem.answer[: len(problem.answer) // 2], "no idea", ""]
-        if (number := as_number(problem.answer)) is not None:
+        if task.wrong_answers is not None:
+            mutated += task.wrong_answers(problem)
+        elif (number := as_number(problem.answer)) is not None:
             mutated = [f"{number + 1:f}", f"{10 * number + 7:f}", f"{-number - 1:f}", ""]
         wrong_passes += [(problem.id, wrong) for wrong in mutated if task.grade(problem, wrong) == 1]
     return TaskCheck(len(task.problems), tuple(no_gold), tuple(gold_fails), tuple(wrong_passes))
 
 
 def _branching(split: str, size: int = 2048, seed: int = 0, steps: int = 3, ask: str = "count") -> Task:
-    return Task("branching", draw_problems(size, split, seed, steps, ask), split=split)
+    rate = 0.5 if ask == "parity" else 0.0
+    return Task("branching", draw_problems(size, split, seed, steps, ask), split=split, guess_rate=rate)
 
 
 def _from_source(name: str, split: str, size: int | None = None) -> Task:

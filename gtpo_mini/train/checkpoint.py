@@ -42,6 +42,7 @@ def identify(policy: Policy, task: Task, protocol: ToolProtocol, config: dict) -
         "policy": fingerprint(policy),
         "task": _digest([(p.id, p.question, p.answer, dict(p.metadata)) for p in task.problems]),
         "grader": _digest(_code(task.grader)),
+        "setup and turn reward": _digest([_code(one) for one in (task.setup, task.turn_reward)]),
         "protocol": f"{type(protocol).__name__} {_digest([facts, _code(type(protocol))])}",
         "config": config,
     }

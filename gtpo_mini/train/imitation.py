@@ -36,15 +36,17 @@ Texts = Generator[str, ExecutionResult | None, None]
 Sources = tuple[Task | None, str | None, int, int]
 
 
-def make_trace(problem: Problem, turns: Texts, chat: Chat, sandbox: Sandbox) -> Trajectory:
+def make_trace(problem: Problem, turns: Texts, chat: Chat, sandbox: Sandbox, task: Task | None = None) -> Trajectory:
     """A given solution as the trajectory of a rollout that wrote it; its calls are really run.
 
     ``turns`` yields the policy's text of each turn, and is sent the result of its call; the last one has no call.
+    The setup of ``task`` runs first.
     """
     policy, protocol = chat.policy, chat.protocol
     builder = RolloutBuilder(problem, chat.encode_prompt(problem))
     text = next(turns)
-    with closing(sandbox.session()) as session:
+    opened = sandbox.session() if task is None else task.session(sandbox, problem)
+    with closing(opened) as session:
         while True:
             parsed = protocol.read(text)
             # Not `Policy.encode`, which is for text of others: the tags of a call may be special tokens.
@@ -121,7 +123,7 @@ def sample_traces(
     The task's first ``problems`` are tried, ``samples`` times each; at most ``keep`` traces of one problem are kept, no
     two with the same text, so that the easy ones do not crowd out the rest. A ValueError says why there was none.
     """
-    rollouts = engine.generate(task.problems[:problems], samples, seed)
+    rollouts = engine.generate(task.problems[:problems], samples, seed, task=task)
     kept: dict[tuple[str, ...], Trajectory] = {}
     counts, reasons = Counter(), Counter()
     for rollout in rollouts:

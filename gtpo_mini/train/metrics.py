@@ -43,6 +43,7 @@ def describe_rollouts(rollouts: Sequence[Trajectory], correct: Sequence[bool]) -
         "reward/outcome": mean(correct),
         "rollout/turns": mean([len(rollout.turns) for rollout in rollouts]),
         "rollout/calls": len(calls) / len(rollouts),
+        "rollout/progress": sum(turn.progress for turn in turns) / len(rollouts),  # what the task gave its turns
         "rollout/invalid_calls": mean([turn.invalid_call for turn in calls]),
         "rollout/guesses": mean(guesses),
         "rollout/turn_tokens": sum(sum(r.loss_mask) for r in rollouts) / max(1, len(turns)),

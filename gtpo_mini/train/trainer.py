@@ -121,7 +121,8 @@ class Trainer:
         """One step on fresh rollouts; returns its metrics, and raises as `train` does."""
         config, clock = self.config, [time.perf_counter()]
         with self.run.sampling():
-            rollouts = engine.generate(self.problems(step), config.group_size, seed=config.seed * 10**6 + step)
+            seed = config.seed * 10**6 + step
+            rollouts = engine.generate(self.problems(step), config.group_size, seed, task=self.task)
             clock.append(time.perf_counter())
             correct = [self.task.grade(rollout.problem, rollout.answer) for rollout in rollouts]
             rewards, advantages = assign_credit(config.credit, rollouts, correct, config.group_size)
