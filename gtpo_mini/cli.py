@@ -253,13 +253,14 @@ def links() -> None:
     print(f"changed: {', '.join(experiments.colab.write_links()) or 'nothing'}")
 
 
-def coldstart(output: Path | None = None) -> None:
-    """Make the tiny policy again (about half an hour on one core).
+def coldstart(family: str = "branching", output: Path | None = None) -> None:
+    """Make a tiny policy again (half an hour to an hour on one core).
 
     Args:
-        output: another folder than data/tiny_policy
+        family: branching, programs or facts
+        output: another folder than its own in data/
     """
-    experiments.coldstart.cold_start(*([output] if output else []))
+    experiments.coldstart.cold_start(family, output)
 
 
 def reproduce(notebooks: Positional[tuple[str, ...]] = (), output: str = "results") -> None:

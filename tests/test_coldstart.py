@@ -9,12 +9,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gtpo_mini.experiments.coldstart import REGIMES, Stage, cold_start, load_regime, regime_policy, write_turns
+from gtpo_mini.experiments.coldstart import cold_start, regime_policy
 from gtpo_mini.experiments.evaluate import evaluate
+from gtpo_mini.experiments.starts import REGIMES, Stage, load_regime
 from gtpo_mini.policy.load import TINY_FOLDER, load_policy
 from gtpo_mini.rollout.chat import Chat
 from gtpo_mini.rollout.protocol import load_protocol
-from gtpo_mini.tasks.branching import TraceNoise, draw_problems
+from gtpo_mini.tasks.branching import TraceNoise, draw_problems, write_turns
 from gtpo_mini.tasks.task import load_task
 from gtpo_mini.train.config import load_profile
 from gtpo_mini.train.imitation import make_trace
@@ -28,7 +29,7 @@ def trace_of(problem, policy, sandbox, rng, noise):
 def test_cold_start_writes_a_policy_that_imitates(tmp_path, sandbox):
     for name, steps in (("short", 2), ("long", 80)):
         stages = [Stage(64, steps, 3e-3, TraceNoise()), Stage(64, 2, 1e-3, TraceNoise())]
-        cold_start(tmp_path / name, stages, batch=8)
+        cold_start("branching", tmp_path / name, stages, batch=8)
     short, long = (load_policy(tmp_path / name, device="cpu") for name in ("short", "long"))
     rng = random.Random(1)
     problems = draw_problems(16, "test")

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from gtpo_mini.tasks.branching import TraceNoise, draw_problems, write_trace
+from gtpo_mini.tasks.branching import TraceNoise, _noisy_steps, draw_problems
 from gtpo_mini.tasks.grading import generator_accepts, same_answer
 from gtpo_mini.tasks.task import Task, check_task, load_task
 from gtpo_mini.types import Problem
@@ -59,7 +59,7 @@ def test_splits_share_no_question_and_draws_repeat():
 
 def test_traces_without_noise_solve_and_noisy_ones_mostly_do_not(sandbox):
     def last_printed(problem: Problem, noise: TraceNoise, seed: int) -> tuple[str, int]:
-        writer, printed, calls = write_trace(problem, random.Random(seed), noise), "", 0
+        writer, printed, calls = _noisy_steps(problem, random.Random(seed), noise), "", 0
         planned = next(writer)
         while planned is not None:
             calls += 1

@@ -1,8 +1,8 @@
-"""Starting policies: the shipped tiny one, made by a cold start on imperfect traces, and those of the regimes.
+"""Starting policies: the shipped tiny ones, each made by a cold start on imperfect traces, and those of the regimes.
 
-The tiny policy is an ordinary Llama model of 0.5 M parameters; it imitates solutions of the task 'branching' in which
-up to half of the calls are bad, so that it starts with reward to gain. A regime's policy is that one after a short
-imitation of traces with other habits: more or fewer broken calls, more turns, a weaker or stronger start, guesses.
+A tiny policy is an ordinary Llama model of 0.5 M parameters; it imitates solutions of its family's problems in which
+many a step is wrong, so that it starts with reward to gain. A regime's policy is that one after a short imitation of
+traces with other habits.
 """
 
 from __future__ import annotations
@@ -12,39 +12,45 @@ import json
 import os
 import random
 import tempfile
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean as mean
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from ..policy.load import TINY_FOLDER, load_policy
+from ..policy.load import TINY, load_policy
 from ..policy.model import Policy
 from ..rollout.chat import Chat
 from ..rollout.protocol import load_protocol
 from ..sandbox import Sandbox
-from ..tasks.branching import TraceNoise, answer_from, draw_problems, write_trace
+from ..tasks.branching import draw_problems
+from ..tasks.task import load_task
 from ..train.config import results_folder
 from ..train.imitation import imitate, make_trace
-from ..types import ExecutionResult, Problem
+from ..types import Trajectory
+from .starts import FAMILIES, Stage, load_regime
 
 # It keeps the last message only: the cold start taught the one protocol there is, so instructions and examples would
 # only make every prompt four times as long.
+_WORD = "[A-Z][a-z]+"  # names, which are to be copied
 _CHAT_TEMPLATE = (Path(__file__).resolve().parents[1] / "assets" / "tiny_chat.jinja").read_text("utf-8").rstrip()
 
 
-def train_tokenizer(texts: list[str], vocabulary: int = 640) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: list[str], vocabulary: int = 640, apart: str | None = None) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer (any text can be encoded) of at least 259 tokens, one a digit; ChatML template.
 
     Tokens may span words and lines, so that what every turn repeats costs one token: half the length, twice as fast.
+    What the pattern ``apart`` matches shares no token with what stands beside it: it is the same tokens everywhere.
     """
     tokenizer = Tokenizer(models.BPE())
+    cuts = [pre_tokenizers.Digits(individual_digits=True)]
+    cuts += [pre_tokenizers.Split(Regex(apart), "isolated")] if apart else []
     of_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), of_bytes])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*cuts, of_bytes])
     tokenizer.decoder = decoders.ByteLevel()
     special, alphabet = ["<|pad|>", "<|im_start|>", "<|im_end|>"], pre_tokenizers.ByteLevel.alphabet()
     how = {"special_tokens": special, "initial_alphabet": alphabet, "show_progress": False}
@@ -64,71 +70,78 @@ def tiny_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlamaForCau
     return LlamaForCausalLM(LlamaConfig(**shape, **tokens))
 
 
-def write_turns(
-    problem: Problem, rng: random.Random, noise: TraceNoise
-) -> Generator[str, ExecutionResult | None, None]:
-    """The turns of one imperfect solution of the task 'branching', as `make_trace` takes them."""
-    writer, last = write_trace(problem, rng, noise), str(problem.metadata["start"])
-    planned = next(writer)
-    while planned is not None:
-        thought, code = planned
-        result = yield f"{thought}:\n```python\n{code}\n```"
-        last = result.stdout.strip() or last
-        planned = writer.send(result.stdout.strip())
-    yield f"\\boxed{{{answer_from(last, problem.metadata['ask'])}}}"
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage of the cold start: how many traces to imitate, for how many steps of AdamW (warm-up, then cosine)."""
-
-    traces: int
-    steps: int
-    learning_rate: float
-    noise: TraceNoise
-    task: Mapping[str, object] = field(default_factory=dict)  #: options of `draw_problems`: steps, ask
-
-
-#: First the skill, on traces that are mostly good; then bad habits, so that there is something to unlearn.
-STAGES = (
-    Stage(20000, 3000, 3e-3, TraceNoise(bad_call=0.3, recover=0.6)),
-    Stage(5000, 300, 1e-3, TraceNoise(bad_call=0.5, recover=0.5, invalid=0.5)),
-)
-
-
-def cold_start(folder: Path = TINY_FOLDER, stages: Sequence[Stage] = STAGES, batch: int = 32, seed: int = 0) -> Policy:
-    """Make the tiny policy: tokenizer, traces, supervised training on policy tokens; saved to ``folder``."""
+def cold_start(
+    family: str = "branching",
+    folder: Path | None = None,
+    stages: Sequence[Stage] | None = None,
+    batch: int = 32,
+    seed: int = 0,
+) -> Policy:
+    """Make a family's tiny policy: tokenizer, traces, supervised training on policy tokens; saved to ``folder``."""
     torch.set_num_threads(1)
-    protocol = load_protocol()
+    if family not in FAMILIES:
+        raise ValueError(f"unknown family {family!r}; known: {', '.join(FAMILIES)}")
+    made = FAMILIES[family]
+    stages = made.stages if stages is None else stages
     with Sandbox() as sandbox:
-        codes = [code for symbol in "+-*" for code in (f"print(5{symbol}3)", f"5{symbol}3", f"print(5{symbol}3")]
-        codes += ["print(5+/3)", "print(5-/3)", "print(5*/3)"]
-        thoughts = ["Step 1", *(f"Step 2{test}" for test in ("", ", even", ", odd", ", over 500", ", not over 500"))]
-        turns = [f"{thought}:\n```python\n{code}\n```" for thought in thoughts for code in codes]
-        with sandbox.session() as session:
-            results = [protocol.tool_text(session.run(code)) for code in codes]
-        chat = ["user\n", "assistant\n", "\\boxed{", "\\boxed{even}", "\\boxed{odd}"]
-        frames = [*40 * turns, *200 * results, *500 * chat]
-        problems = draw_problems(stages[0].traces, "train", seed=1_000_003 + seed)
-        asked = [*problems[:2000], *draw_problems(200, "train", seed=seed, ask="parity")]
-        tokenizer = train_tokenizer([problem.question for problem in asked] + frames)
-        policy = Policy(tiny_model(tokenizer, seed), tokenizer, "tiny")
-        losses = [learn_stage(policy, stage, number, batch, seed, sandbox) for number, stage in enumerate(stages)]
+        if family == "branching":
+            tokenizer = train_tokenizer(_branching_texts(stages[0].traces, seed, sandbox))
+        else:
+            tokenizer = train_tokenizer(_texts(family, stages[0], seed, sandbox), apart=_WORD)
+        policy = Policy(tiny_model(tokenizer, seed), tokenizer, made.model)
+        losses = [learn_stage(policy, stage, n, batch, seed, sandbox, family) for n, stage in enumerate(stages)]
+    folder = folder or TINY[made.model]
     policy.save(folder)
-    record = {"stages": [asdict(stage) for stage in stages], "batch": batch, "seed": seed, "losses": losses}
-    Path(folder, "cold_start.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    record = {"family": family, "stages": [asdict(stage) for stage in stages], "batch": batch, "seed": seed}
+    Path(folder, "cold_start.json").write_text(json.dumps({**record, "losses": losses}, indent=1) + "\n", "utf-8")
     return policy
 
 
-def learn_stage(policy: Policy, stage: Stage, number: int, batch: int, seed: int, sandbox: Sandbox) -> float:
-    """One stage of supervised training on traces of 'branching', ``batch`` a step; each ``number`` has other problems.
+def _branching_texts(traces: int, seed: int, sandbox: Sandbox) -> list[str]:
+    protocol = load_protocol()
+    codes = [code for symbol in "+-*" for code in (f"print(5{symbol}3)", f"5{symbol}3", f"print(5{symbol}3")]
+    codes += ["print(5+/3)", "print(5-/3)", "print(5*/3)"]
+    thoughts = ["Step 1", *(f"Step 2{test}" for test in ("", ", even", ", odd", ", over 500", ", not over 500"))]
+    turns = [f"{thought}:\n```python\n{code}\n```" for thought in thoughts for code in codes]
+    with sandbox.session() as session:
+        results = [protocol.tool_text(session.run(code)) for code in codes]
+    chat = ["user\n", "assistant\n", "\\boxed{", "\\boxed{even}", "\\boxed{odd}"]
+    problems = draw_problems(traces, "train", seed=1_000_003 + seed)
+    asked = [*problems[:2000], *draw_problems(200, "train", seed=seed, ask="parity")]
+    return [problem.question for problem in asked] + [*40 * turns, *200 * results, *500 * chat]
+
+
+def _texts(family: str, stage: Stage, seed: int, sandbox: Sandbox) -> list[str]:
+    """Questions, turns and results of some traces, written by a policy whose tokens are bytes."""
+    tokenizer = train_tokenizer([], vocabulary=259)
+    chat = Chat(Policy(tiny_model(tokenizer), tokenizer, "bytes"), load_protocol())
+    texts = 500 * ["user\n", "assistant\n"]
+    few = replace(stage, traces=min(stage.traces, 2000))
+    for trace in make_traces(few, seed, random.Random(seed), chat, sandbox, family):
+        results = [turn.result for turn in trace.turns if turn.result is not None]
+        texts += [trace.problem.question, *(turn.text for turn in trace.turns)]
+        texts += map(chat.protocol.tool_text, results)
+    return texts
+
+
+def make_traces(
+    stage: Stage, seed: int, rng: random.Random, chat: Chat, sandbox: Sandbox, family: str = "branching"
+) -> list[Trajectory]:
+    """The traces of a stage, of problems drawn with ``seed``."""
+    made, task = FAMILIES[family], load_task(family, size=1, **stage.task)
+    problems = tqdm(made.draw(stage.traces, "train", seed=seed, **stage.task), desc=f"{family}: traces")
+    return [make_trace(p, made.write(p, rng, stage.noise), chat, sandbox, task) for p in problems]
+
+
+def learn_stage(
+    policy: Policy, stage: Stage, number: int, batch: int, seed: int, sandbox: Sandbox, family: str = "branching"
+) -> float:
+    """One stage of supervised training on traces of a family's task, ``batch`` a step; each ``number`` has its own.
 
     Returns the mean loss of the last 32 steps, in nats a policy token.
     """
     rng, chat = random.Random(seed + 1000 * number), Chat(policy, load_protocol())
-    problems = draw_problems(stage.traces, "train", seed=1_000_003 * (number + 1) + seed, **stage.task)
-    bar = tqdm(problems, desc=f"stage {number + 1}: traces")
-    traces = [make_trace(problem, write_turns(problem, rng, stage.noise), chat, sandbox) for problem in bar]
+    traces = make_traces(stage, 1_000_003 * (number + 1) + seed, rng, chat, sandbox, family)
     traces.sort(key=lambda trace: len(trace.token_ids))
     del traces[len(traces) // batch * batch :]  # whole batches only, as when the shipped policy was made
     label = f"stage {number + 1}: imitation"
@@ -136,53 +149,20 @@ def learn_stage(policy: Policy, stage: Stage, number: int, batch: int, seed: int
     return round(mean(losses[-32:]), 4)
 
 
-_BASE = STAGES[-1].noise  # the shipped policy's own habits
-_WEAK = replace(_BASE, bad_call=0.7, recover=0.3)
-_BROKEN_GUESSES = replace(_BASE, bad_call=0.6, recover=0.3, invalid=0.8, skip=0.15)
-_LONG = ({"steps": 5}, {"max_turns": 9, "max_context": 512})
-_PARITY = {"ask": "parity"}
-
-
-@dataclass(frozen=True)
-class Regime:
-    """A start, and a variant of the task."""
-
-    special: str  #: what is special here
-    noise: TraceNoise  #: the habits that its starting policy imitates
-    task: dict = field(default_factory=dict)  #: options of the task ``branching``
-    changes: dict = field(default_factory=dict)  #: of the training configuration
-
-
-REGIMES: dict[str, Regime] = {
-    "no_broken": Regime("bad calls run, and print something wrong", replace(_BASE, invalid=0.0)),
-    "all_broken": Regime("every bad call is broken", replace(_BASE, invalid=1.0)),
-    "weak": Regime("few right answers at the start", _WEAK),
-    "strong": Regime("mostly right at the start", replace(_BASE, bad_call=0.2)),
-    "long": Regime("five steps instead of three", _BASE, *_LONG),
-    "hopeless": Regime("five steps, hardly ever right", _WEAK, *_LONG),
-    "guess": Regime("even or odd: half of all guesses are right", replace(_BASE, skip=0.15), _PARITY),
-    "guess_broken": Regime("guesses pay, and most bad calls are broken", _BROKEN_GUESSES, _PARITY),
-}
-
-
-def load_regime(name: str) -> Regime:
-    """A regime by name."""
-    if name not in REGIMES:
-        raise ValueError(f"unknown regime {name!r}; known: {', '.join(REGIMES)}")
-    return REGIMES[name]
-
-
 def regime_policy(name: str, folder: Path | None = None) -> Path:
     """The folder of a regime's starting policy; made if it is not there yet (a minute or two, fixed seeds)."""
     regime = load_regime(name)
-    made_of = repr(regime).encode() + (TINY_FOLDER / "model.safetensors").read_bytes()
+    base = TINY[FAMILIES[regime.family].model]
+    if regime.noise is None:
+        return base
+    made_of = repr(regime).encode() + (base / "model.safetensors").read_bytes()
     path = (folder or results_folder() / "policies") / f"{name}-{hashlib.sha256(made_of).hexdigest()[:8]}"
     if not path.exists():
-        policy = load_policy(TINY_FOLDER, device="cpu")
+        policy = load_policy(base, device="cpu")
         # Imitated long enough for the old habits to go; the skill stays.
         stage = Stage(2500, 300, 1e-3, regime.noise, regime.task)
         with Sandbox() as sandbox:
-            learn_stage(policy, stage, number=9, batch=32, seed=0, sandbox=sandbox)
+            learn_stage(policy, stage, number=9, batch=32, seed=0, sandbox=sandbox, family=regime.family)
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
             policy.save(Path(scratch) / "policy")

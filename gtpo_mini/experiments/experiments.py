@@ -27,9 +27,10 @@ from ..train.config import load_profile
 from ..train.metrics import mean
 from ..train.record import RecordedRun, read_run
 from ..train.trainer import Trainer
-from .coldstart import load_regime, regime_policy
+from .coldstart import regime_policy
 from .compare import by_arm
 from .evaluate import evaluate
+from .starts import load_regime
 from .stats import t_interval
 
 _EVAL_ROWS = 256  # rollouts decoded at once in an evaluation, which keeps nothing for a backward pass
@@ -69,9 +70,10 @@ def run_arm(
     policy = load_policy(model, chosen.quantize, chosen.lora_rank, chosen.device, seed=seed)
     if regime:
         policy.name = model.name  # a record names no folder of this machine
-    train, test = (load_task(chosen.task, split, **options) for split in ("train", "test"))
+    name = variant.family if variant else chosen.task
+    train, test = (load_task(name, split, **options) for split in ("train", "test"))
     if {p.question for p in train.problems} & {p.question for p in test.problems}:
-        raise ValueError(f"task {chosen.task!r}: the same question is in train and in test")
+        raise ValueError(f"task {name!r}: the same question is in train and in test")
     with Sandbox() as sandbox:
 
         def evaluations() -> dict:

@@ -22,9 +22,10 @@ from . import attention
 from .model import CANNOT_GO_ON_TOP, Policy, first_line, quiet
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-TINY_FOLDER = _PACKAGE / "tiny_policy"  # of a wheel
-if not TINY_FOLDER.is_dir():  # of a checkout
-    TINY_FOLDER = _PACKAGE.parent / "data" / "tiny_policy"
+_DATA = _PACKAGE if (_PACKAGE / "tiny_policy").is_dir() else _PACKAGE.parent / "data"  # of a wheel, or of a checkout
+TINY_FOLDER = _DATA / "tiny_policy"
+#: The policies of this package by name: for the tasks branching, programs and facts.
+TINY = {"tiny": TINY_FOLDER, "tiny-programs": _DATA / "tiny_programs", "tiny-facts": _DATA / "tiny_facts"}
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 _HUB_SECONDS = 5  # for the question whether it has a model
 
@@ -41,9 +42,9 @@ def load_policy(
     """Load a policy: one to train, or a trained one.
 
     Args:
-        name: "tiny" (the checkpoint of this package), a name on the Hugging Face hub, or a folder: of a model, of a
-            trained adapter (its base model comes with it) or of a run (its ``policy/``). None: the base model of
-            ``adapter``, or "tiny".
+        name: "tiny", "tiny-programs" or "tiny-facts" (the checkpoints of this package), a name on the Hugging Face hub,
+            or a folder: of a model, of a trained adapter (its base model comes with it) or of a run (its ``policy/``).
+            None: the base model of ``adapter``, or "tiny".
         quantize: None, or "nf4": 4-bit NF4 weights with double quantisation, and LoRA (rank 16 unless given).
         lora_rank: train a new LoRA adapter of this rank on all linear layers instead of all weights.
         device: "cpu", "cuda", ...; None takes CUDA if there is one.
@@ -115,8 +116,8 @@ def put_adapter(model: PreTrainedModel, adapter: Path, name: str) -> PeftModel:
 
 
 def policy_folder(name: str | os.PathLike) -> Path:
-    """The folder that a name stands for: "tiny" for the package's, a run for its ``policy/``, others for themselves."""
-    folder = TINY_FOLDER if str(name) == "tiny" else Path(name)
+    """The folder that a name stands for: of `TINY`, of a run its ``policy/``, others for themselves."""
+    folder = TINY.get(str(name), Path(name))
     records = folder / "metrics.jsonl", folder / "imitation.json"
     if (folder / "config.json").is_file() or not any(map(Path.is_file, records)):
         return folder

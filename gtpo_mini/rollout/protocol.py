@@ -86,13 +86,13 @@ class FencedProtocol:
         return self._block.search(text) is not None
 
     def read(self, text: str) -> ParsedTurn:
-        """Code if a block is closed, malformed if one is only opened, else the last boxed answer (or nothing)."""
+        """Code if a block is closed, malformed if one is only opened, else the answer (or nothing)."""
         if block := self._block.search(text):
             return ParsedTurn(code=block.group(1).rstrip("\n"))
         if self._opening.search(text) or text.rstrip().endswith("```python"):
             complaint = "The code block was not closed with ```, so nothing was run."
             return ParsedTurn(malformed=True, complaint=complaint)
-        return ParsedTurn(answer=last_boxed(text))
+        return ParsedTurn(answer=final_answer(text))
 
     def tool_text(self, result: ExecutionResult) -> str:
         """What came back, in a fenced block."""
@@ -143,10 +143,10 @@ class HermesProtocol:
         return False
 
     def read(self, text: str) -> ParsedTurn:
-        """The code of all calls, malformed if one of them cannot be read, else the last boxed answer (or nothing)."""
+        """The code of all calls, malformed if one of them cannot be read, else the answer (or nothing)."""
         text = text.rpartition("</think>")[2]  # a call that is only thought of is none
         if "<tool_call>" not in text:
-            return ParsedTurn(answer=last_boxed(text))
+            return ParsedTurn(answer=final_answer(text))
         if "<tool_call>" in self._call.sub("", text):
             return ParsedTurn(malformed=True, complaint="Not run: <tool_call> was not closed with </tool_call>.")
         try:
@@ -183,6 +183,17 @@ def result_text(result: ExecutionResult) -> str:
         half = _LONGEST_RESULT // 2
         text = f"{text[:half]}\n... ({len(text) - 2 * half} characters left out)\n{text[-half:]}"
     return text
+
+
+def final_answer(text: str) -> str | None:
+    r"""The last block that begins with ```answer (for answers of several lines, such as programs), else `last_boxed`.
+
+    >>> final_answer("So:\n```answer\ndef f(x):\n return x\n```")
+    'def f(x):\n return x'
+    """
+    if blocks := re.findall(r"```answer[ \t]*\n(.*?)```", text, re.DOTALL):
+        return blocks[-1].strip("\n") or None
+    return last_boxed(text)
 
 
 def last_boxed(text: str) -> str | None:

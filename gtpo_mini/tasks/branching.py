@@ -9,10 +9,15 @@ from __future__ import annotations
 import hashlib
 import operator
 import random
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
-from ..types import Problem
+from ..types import ExecutionResult, Problem
+from .habits import Habits, Solver
+
+#: What a solver may have a wrong idea of: times and minus are taken for plus, a test for its opposite, the third step
+#: begins at the count of two steps ago, the last step is left out.
+KINDS = ("*", "-", "even", "large", "stale", "last")
 
 _OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 _RANGES = {"+": (11, 99), "-": (11, 49), "*": (3, 12)}
@@ -122,7 +127,7 @@ def draw_problems(
 
 @dataclass(frozen=True)
 class TraceNoise:
-    """How imperfect the cold-start traces are; rates in [0, 1]."""
+    """Errors drawn anew at every call, as the traces of the shipped policy have them; rates in [0, 1]."""
 
     bad_call: float = 0.5  #: a turn's call is broken or wrong
     recover: float = 0.5  #: a bad call is followed by a right one
@@ -130,11 +135,46 @@ class TraceNoise:
     skip: float = 0.0  #: a step is left out, and all that follow it: the answer is taken from the count so far
 
 
-def write_trace(problem: Problem, rng: random.Random, noise: TraceNoise) -> Iterator[tuple[str, str] | None]:
-    """Thought and code of each turn of an imperfect solution, then None; ``send`` what the tool printed after each.
+def write_turns(
+    problem: Problem, rng: random.Random, habits: TraceNoise | Habits
+) -> Generator[str, ExecutionResult | None, None]:
+    """The texts of the turns of one imperfect solution; ``send`` the result of each call.
 
     The writer goes on from the number that the tool printed, so a wrong call carries on to the answer.
     """
+    noisy = isinstance(habits, TraceNoise)
+    writer = _noisy_steps(problem, rng, habits) if noisy else _steps(problem, Solver(habits, rng))
+    planned, last = next(writer), str(problem.metadata["start"])
+    while planned is not None:
+        thought, code = planned
+        result = yield f"{thought}:\n```python\n{code}\n```"
+        last = result.stdout.strip() or last
+        planned = writer.send(result.stdout.strip())
+    yield f"\\boxed{{{answer_from(last, problem.metadata['ask'])}}}"
+
+
+def _steps(problem: Problem, solver: Solver) -> Iterator[tuple[str, str] | None]:
+    """Thought and code of each turn, then None, of a solver with steady ideas; ``send`` what the tool printed."""
+    plan, count = problem.metadata["steps"], problem.metadata["start"]
+    before = count
+    for number, step in enumerate(plan, 1):
+        if number == len(plan) and solver.mistakes("last"):
+            break
+        if number == 3 and solver.mistakes("stale"):
+            count = before
+        holds = step.test_holds(count) != (step.test in KINDS and solver.mistakes(step.test))
+        op = step.then if holds else step.otherwise
+        symbol = "+" if op.symbol in KINDS and solver.mistakes(op.symbol) else op.symbol
+        thought = f"Step {number}" + (f", {_TESTS[step.test][0 if holds else 1]}" if step.test else "")
+        call = f"{count}{symbol}{op.number}"
+        if solver.breaks():
+            yield thought, solver.rng.choice((f"print({call}", f"print({count}{symbol}/{op.number})"))
+        before, count = count, int((yield thought, f"print({call})"))
+    yield None
+
+
+def _noisy_steps(problem: Problem, rng: random.Random, noise: TraceNoise) -> Iterator[tuple[str, str] | None]:
+    """The same of a solver whose errors are drawn anew at each call."""
     count = problem.metadata["start"]
     for number, step in enumerate(problem.metadata["steps"], 1):
         if rng.random() < noise.skip:
