@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import replace
 
 import pytest
 import torch
 
 from gtpo_mini.experiments.coldstart import cold_start, regime_policy
 from gtpo_mini.experiments.evaluate import evaluate
-from gtpo_mini.experiments.starts import REGIMES, Stage, load_regime
+from gtpo_mini.experiments.starts import FAMILIES, REGIMES, Stage, load_regime
 from gtpo_mini.policy.load import TINY_FOLDER, load_policy
 from gtpo_mini.rollout.chat import Chat
 from gtpo_mini.rollout.protocol import load_protocol
-from gtpo_mini.tasks.branching import TraceNoise, draw_problems, write_turns
+from gtpo_mini.tasks.branching import KINDS, TraceNoise, draw_problems, write_turns
+from gtpo_mini.tasks.habits import Habits, Solver
 from gtpo_mini.tasks.task import load_task
 from gtpo_mini.train.config import load_profile
 from gtpo_mini.train.imitation import make_trace
@@ -78,13 +78,49 @@ def test_noise_decides_which_habits_a_trace_has(tiny_policy, sandbox):
     assert right and all(right)
 
 
+def test_a_wrong_idea_is_held_and_leads_astray_where_its_step_occurs(tiny_policy, sandbox):
+    problems = draw_problems(30, "train")
+    astray = dict.fromkeys(KINDS, 0)
+    for problem in problems:
+        assert trace_of(problem, tiny_policy, sandbox, random.Random(0), Habits({})).answer == problem.answer
+        for kind in KINDS:
+            trace = trace_of(problem, tiny_policy, sandbox, random.Random(0), Habits({kind: 1.0}, broken=0.0))
+            assert not any(failed(trace.turns))
+            occurs = kind in ("stale", "last") or any(
+                kind in (step.test, step.then.symbol, step.otherwise.symbol) for step in problem.metadata["steps"]
+            )
+            assert occurs or trace.answer == problem.answer, kind
+            astray[kind] += trace.answer != problem.answer
+    assert min(astray.values()) >= 5, astray
+
+
+def test_a_solver_keeps_its_ideas_until_it_reconsiders():
+    solver = Solver(Habits({"a": 0.5}, revise=1.0), random.Random(3))
+    first = [solver.mistakes("a") for _ in range(20)]
+    assert len(set(first)) == 1
+    solver.reconsiders()
+    assert not solver.mistakes("a")
+    ideas = [Solver(Habits({"a": 0.5}, revise=0.0), random.Random(i)) for i in range(200)]
+    before = [each.mistakes("a") for each in ideas]
+    for each in ideas:
+        each.reconsiders()
+    assert 70 < sum(before) < 130 and [each.mistakes("a") for each in ideas] == before
+
+
+def test_broken_calls_are_written_again_whole(tiny_policy, sandbox):
+    for problem in draw_problems(20, "train"):
+        trace = trace_of(problem, tiny_policy, sandbox, random.Random(1), Habits({}, broken=1.0))
+        assert trace.answer == problem.answer and failed(trace.turns) == [True, False] * 3
+
+
 def test_every_regime_has_problems_that_its_traces_solve(tiny_policy, sandbox):
     for name, regime in REGIMES.items():
-        problems = load_task("branching", "test", size=5, **regime.task).problems
-        noise = replace(regime.noise, bad_call=0.0, skip=0.0)
-        for problem in problems:
-            trace = trace_of(problem, tiny_policy, sandbox, random.Random(0), noise)
-            assert trace.answer == problem.answer, name
+        family, task = FAMILIES[regime.family], load_task(regime.family, "test", size=5, **regime.task)
+        noise = Habits({}) if regime.family != "branching" else TraceNoise(bad_call=0.0)
+        for problem in task.problems:
+            turns = family.write(problem, random.Random(0), noise)
+            trace = make_trace(problem, turns, Chat(tiny_policy, load_protocol()), sandbox, task)
+            assert task.grade(problem, trace.answer), name
             assert len(trace.turns) < regime.changes.get("max_turns", 6)
     with pytest.raises(ValueError, match=r"unknown regime 'easy'.*weak"):
         load_regime("easy")
