@@ -32,8 +32,8 @@ KINDS = (
 # place each has another consonant, so that byte pairs merge into syllables and not across them.
 _PLACES = (
     "Ba Ce Di Fo Gu Ha Je Ki Lo Mu Na Pe Qi Ro Su Ta Ve Wi Xo Zu",
-    "bi co du fa ge hi jo ku la me ni po qu ra se ti vo wu xa ze",
-    "bu ca de fi go hu ja ke li mo nu pa qe ri so tu va we xi zo",
+    "bi co du fa ge hi jo ku la me yi po qu ra se ti vo wu xa ze",
+    "bu ca de fi go hu ja ke li mo yu pa qe ri so tu va we xi zo",
 )
 _ANIMALS = "bear cat crow dog duck frog goat hen mole otter seal wolf"
 _ABILITIES = "climb dig fly hunt jump swim"
