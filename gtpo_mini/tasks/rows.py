@@ -53,7 +53,7 @@ SOURCES = {
 
 
 def load_source(name: str, split: str, size: int | None = None, source: Source | None = None) -> tuple[Problem, ...]:
-    """The first ``size`` problems of a source (None: of `SOURCES`): from ``GTPO_DATA_DIR`` if set, else from the hub."""
+    """The first ``size`` problems of a source (None: of `SOURCES`), from ``GTPO_DATA_DIR`` if set, else the hub."""
     source = source or SOURCES[name]
     if split not in source.splits:
         raise ValueError(f"task {name!r} has only the split {', '.join(source.splits)}: it is for evaluation")
