@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import random
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from typing import Any
 
 from ..types import ExecutionResult, Problem, Turn
@@ -32,8 +32,8 @@ KINDS = (
 # place each has another consonant, so that byte pairs merge into syllables and not across them.
 _PLACES = (
     "Ba Ce Di Fo Gu Ha Je Ki Lo Mu Na Pe Qi Ro Su Ta Ve Wi Xo Zu",
-    "bi co du fa ge hi jo ku la me ni po qu ra se ti vo wu xa ze",
-    "bu ca de fi go hu ja ke li mo nu pa qe ri so tu va we xi zo",
+    "bi co du fa ge hi jo ku la me yi po qu ra se ti vo wu xa ze",
+    "bu ca de fi go hu ja ke li mo yu pa qe ri so tu va we xi zo",
 )
 _ANIMALS = "bear cat crow dog duck frog goat hen mole otter seal wolf"
 _ABILITIES = "climb dig fly hunt jump swim"
@@ -198,19 +198,21 @@ def turn_reward(problem: Problem, turns: Sequence[Turn]) -> float:
     """What the last of the turns surfaced of the chain for the first time, as a share in [0, 1]; see `surfaced`.
 
     Each fact that cannot be guessed (not yes and no) is worth the same. Once one is known, those before it are no
-    longer needed: a jump earns them too, and later they earn nothing.
+    longer needed: a jump earns them too, and later they earn nothing. An output that holds anything but values of the
+    chain, "unknown", yes and no, lists what may be needed, and earns nothing.
     """
     values = [value for *_, value in problem.metadata["chain"]]
     worth = [value for value in values if value not in _OPPOSITE]
-    reached = [max((worth.index(v) + 1 for v in surfaced(turn, values) if v in worth), default=0) for turn in turns]
+    found = [surfaced(turn, worth, len(values), {*values, "unknown", *_OPPOSITE}) for turn in turns]
+    reached = [max((worth.index(value) + 1 for value in shown), default=0) for shown in found]
     return max(0, reached[-1] - max(reached[:-1], default=0)) / len(worth) if turns else 0.0
 
 
-def surfaced(turn: Turn, needed: Sequence[str]) -> list[str]:
-    """The needed values that a turn shows to the policy, if by a look-up, and by no list of what may be needed.
+def surfaced(turn: Turn, needed: Collection[str], most: int, allowed: Collection[str] | None = None) -> list[str]:
+    """The needed values that a turn shows to the policy, by a look-up, as whole lines of its output.
 
-    The call ran and calls ``look_up``; each line of what it printed is a needed value (or "unknown", yes, no), and
-    there are no more lines than such values. A value that stands in the code, whole or in pieces, is only repeated.
+    The call ran and calls ``look_up``; it printed at most ``most`` lines, all of them ``allowed`` (None: any). A value
+    that stands in the code, whole or in pieces, is only repeated.
     """
     if turn.result is None or not turn.result.ok or not turn.code:
         return []
@@ -220,7 +222,7 @@ def surfaced(turn: Turn, needed: Sequence[str]) -> list[str]:
         return []
     calls = any(isinstance(node, ast.Call) and getattr(node.func, "id", "") == "look_up" for node in nodes)
     lines = turn.result.stdout.strip("\n").split("\n")
-    if not calls or len(lines) > len(needed) or not {*lines} <= {*needed, "unknown", *_OPPOSITE}:
+    if not calls or len(lines) > most or not {*lines} <= {*(lines if allowed is None else allowed)}:
         return []
     written = "".join(str(node.value) for node in nodes if isinstance(node, ast.Constant)).casefold()
     return [line for line in lines if line in needed and line.casefold() not in written]

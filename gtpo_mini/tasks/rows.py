@@ -27,6 +27,7 @@ class Columns:
     answer: str = "answer"
     id: str = "id"  #: left out in a row, its line number is the id
     clean: Callable[[str], str] = str.strip  #: from the answer's text to the gold answer
+    adapt: Callable[[dict], dict] = dict  #: from a row to one with these columns; a ValueError names its fault
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Source:
     splits: dict[str, str]  #: our split -> the hub's
     columns: Columns
     whole: str | None = None  #: one JSON file with all rows, as its authors publish it
-    cut: int = 0  #: of that file: the rows of train, in order; the rest is test
+    cut: float = 0  #: of that file: the rows of train, in order, below 1 as a share; the rest is test
 
 
 _SPLITS = {"train": "train", "test": "test"}
@@ -51,9 +52,9 @@ SOURCES = {
 }
 
 
-def load_source(name: str, split: str, size: int | None = None) -> tuple[Problem, ...]:
-    """The first ``size`` problems of a key of `SOURCES`: from ``GTPO_DATA_DIR`` if that is set, else from the hub."""
-    source = SOURCES[name]
+def load_source(name: str, split: str, size: int | None = None, source: Source | None = None) -> tuple[Problem, ...]:
+    """The first ``size`` problems of a source (None: of `SOURCES`), from ``GTPO_DATA_DIR`` if set, else the hub."""
+    source = source or SOURCES[name]
     if split not in source.splits:
         raise ValueError(f"task {name!r} has only the split {', '.join(source.splits)}: it is for evaluation")
     if data := os.environ.get("GTPO_DATA_DIR"):
@@ -62,8 +63,10 @@ def load_source(name: str, split: str, size: int | None = None) -> tuple[Problem
             return load_json_lines(path, source.columns)[:size]
         if not whole.is_file():
             raise ValueError(f"GTPO_DATA_DIR={data}: no file {name}/{split}.jsonl there; unset it to use the hub")
-        rows = list(enumerate(json.loads(whole.read_text(encoding="utf-8")), 1))
-        rows = rows[: source.cut] if split == "train" else rows[source.cut :]
+        held = json.loads(whole.read_text(encoding="utf-8"))
+        rows = list(enumerate(held["examples"] if isinstance(held, dict) else held, 1))  # a dict: as BIG-bench has it
+        cut = int(source.cut if source.cut >= 1 else source.cut * len(rows))
+        rows = rows[:cut] if split == "train" else rows[cut:]
         return problems_from_rows(str(whole), rows, source.columns)[:size]
     import datasets
 
@@ -122,6 +125,7 @@ def _problem(number: int, row: object, columns: Columns) -> Problem:
             raise ValueError(fault)
 
     check(isinstance(row, dict), "no object")
+    row = columns.adapt(row)
     parts, answer = [row.get(name) for name in columns.question], row.get(columns.answer)
     for name, part in zip(columns.question, parts, strict=True):
         check(part is not None, f"no {name!r}")

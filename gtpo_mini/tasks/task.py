@@ -17,6 +17,7 @@ import numpy as np
 from ..sandbox import Sandbox
 from ..sandbox.client import Session
 from ..types import Problem, Turn, import_named
+from . import facts, questions
 from .branching import draw_problems
 from .grading import as_number, generator_accepts, same_answer
 from .rows import SOURCES, generated_problems, load_json_lines, load_source
@@ -170,6 +171,23 @@ def _branching(split: str, size: int = 2048, seed: int = 0, steps: int = 3, ask:
     return Task("branching", draw_problems(size, split, seed, steps, ask), split=split, guess_rate=rate)
 
 
+def _facts(split: str, size: int = 2048, seed: int = 0, hops: int = 3, ask: str = "entity") -> Task:
+    problems, rate = facts.draw_problems(size, split, seed, hops, ask), 0.5 if ask == "yes_no" else 0.0
+    own = {"turn_reward": facts.turn_reward, "wrong_answers": facts.wrong_answers}
+    return Task("facts", problems, facts.grade, facts.setup, **own, split=split, guess_rate=rate)
+
+
+def _strategyqa(split: str, size: int | None = None) -> Task:
+    problems = questions.load_strategyqa(split, size)
+    own = {"setup": questions.setup_look_up, "turn_reward": questions.reward_facts}
+    return Task("strategyqa", problems, questions.grade_yes_no, **own, split=split, guess_rate=0.5)
+
+
+def _commonsense_qa(split: str, size: int | None = None) -> Task:
+    problems, own = questions.load_commonsense_qa(split, size), {"wrong_answers": questions.wrong_choices}
+    return Task("commonsense_qa", problems, questions.grade_choice, **own, split=split, guess_rate=0.2)
+
+
 def _from_source(name: str, split: str, size: int | None = None) -> Task:
     return Task(name, load_source(name, split, size), split=split)
 
@@ -188,15 +206,17 @@ def _reasoning_gym(generator: str, split: str, size: int = 512, seed: int = 0) -
     return Task(f"reasoning_gym:{generator}", problems, accepts, split=split)
 
 
-_TASKS = {"branching": _branching, **{name: partial(_from_source, name) for name in SOURCES}}
+_TASKS = {"branching": _branching, "facts": _facts, **{name: partial(_from_source, name) for name in SOURCES}}
+_TASKS |= {"strategyqa": _strategyqa, "commonsense_qa": _commonsense_qa}
 _FAMILIES = {"jsonl": _json_lines, "reasoning_gym": _reasoning_gym}
 
 
 def list_tasks() -> list[str]:
     """The names that `load_task` knows.
 
-    >>> list_tasks()
-    ['branching', 'gsm8k', 'svamp', 'math500', 'aime', 'jsonl:PATH', 'reasoning_gym:GENERATOR', 'MODULE:NAME']
+    >>> print(*list_tasks())  # doctest: +NORMALIZE_WHITESPACE
+    branching facts gsm8k svamp math500 aime strategyqa commonsense_qa
+    jsonl:PATH reasoning_gym:GENERATOR MODULE:NAME
     """
     return [*_TASKS, "jsonl:PATH", "reasoning_gym:GENERATOR", "MODULE:NAME"]
 
@@ -211,7 +231,7 @@ def load_task(name: str, split: str = "train", **options) -> Task:
             ``split``, if it has a parameter of that name, and ``options``.
         split: "train" or "test".
         options: ``size`` (all tasks: how many problems), ``seed`` (generated tasks), ``steps`` (branching, 3-8),
-            ``ask`` (branching: "count" or "parity").
+            ``hops`` (facts, 2-4), ``ask`` (branching: "count" or "parity"; facts: "entity" or "yes_no").
 
     Raises ValueError for an unknown name, split or option, or rows without question or answer, with their lines.
 
