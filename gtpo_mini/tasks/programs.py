@@ -22,7 +22,7 @@ _HIDDEN = 6
 _WORDS = (
     "apple banana letter kitten pepper bottle coffee butter rabbit button dinner summer tomato potato lemon melon "
     "salad papaya cocoa pizza panda otter moose camel eagle koala needle kettle paddle ribbon carrot cherry noon level"
-).split()
+)
 
 # Kind of step -> kind of value, phrases, its line and the line of its wrong idea ("": a step that nobody gets wrong).
 # {k} is a number from 2 to 9, {s} one from 2 to 4, {c} a letter.
@@ -107,7 +107,7 @@ def _draw_step(rng: random.Random, kind: str) -> Step:
 def _draw_argument(rng: random.Random, of: str) -> Any:
     if of == "list":
         return [rng.randint(0, 12) for _ in range(rng.randint(3, 5))]
-    return rng.randint(-9, 20) if of == "int" else rng.choice(_WORDS)
+    return rng.randint(-9, 20) if of == "int" else rng.choice(_WORDS.split())
 
 
 def draw_problem(rng: random.Random, difficulty: int = 2) -> Problem | None:

@@ -17,6 +17,7 @@ import numpy as np
 from ..sandbox import Sandbox
 from ..sandbox.client import Session
 from ..types import Problem, Turn, import_named
+from . import programs, submissions
 from .branching import draw_problems
 from .grading import as_number, generator_accepts, same_answer
 from .rows import SOURCES, generated_problems, load_json_lines, load_source
@@ -170,6 +171,18 @@ def _branching(split: str, size: int = 2048, seed: int = 0, steps: int = 3, ask:
     return Task("branching", draw_problems(size, split, seed, steps, ask), split=split, guess_rate=rate)
 
 
+def _programs(split: str, size: int = 2048, seed: int = 0, difficulty: int = 2) -> Task:
+    problems = programs.draw_problems(size, split, seed, difficulty)
+    functions = (submissions.grade, submissions.setup, submissions.turn_reward)
+    return Task("programs", problems, *functions, split=split, wrong_answers=submissions.wrong_answers)
+
+
+def _asserted(name: str, split: str, size: int | None = None) -> Task:
+    problems = {"humaneval": submissions.load_humaneval, "mbpp": submissions.load_mbpp}[name](split, size)
+    functions = (submissions.grade_asserted, submissions.setup, submissions.turn_reward)
+    return Task(name, problems, *functions, split=split, wrong_answers=submissions.wrong_asserted)
+
+
 def _from_source(name: str, split: str, size: int | None = None) -> Task:
     return Task(name, load_source(name, split, size), split=split)
 
@@ -189,6 +202,7 @@ def _reasoning_gym(generator: str, split: str, size: int = 512, seed: int = 0) -
 
 
 _TASKS = {"branching": _branching, **{name: partial(_from_source, name) for name in SOURCES}}
+_TASKS |= {"programs": _programs, **{name: partial(_asserted, name) for name in ("humaneval", "mbpp")}}
 _FAMILIES = {"jsonl": _json_lines, "reasoning_gym": _reasoning_gym}
 
 
@@ -196,7 +210,8 @@ def list_tasks() -> list[str]:
     """The names that `load_task` knows.
 
     >>> list_tasks()
-    ['branching', 'gsm8k', 'svamp', 'math500', 'aime', 'jsonl:PATH', 'reasoning_gym:GENERATOR', 'MODULE:NAME']
+    ['branching', 'gsm8k', 'svamp', 'math500', 'aime', 'mbpp', 'programs', 'humaneval', 'jsonl:PATH', \
+'reasoning_gym:GENERATOR', 'MODULE:NAME']
     """
     return [*_TASKS, "jsonl:PATH", "reasoning_gym:GENERATOR", "MODULE:NAME"]
 
@@ -211,7 +226,7 @@ def load_task(name: str, split: str = "train", **options) -> Task:
             ``split``, if it has a parameter of that name, and ``options``.
         split: "train" or "test".
         options: ``size`` (all tasks: how many problems), ``seed`` (generated tasks), ``steps`` (branching, 3-8),
-            ``ask`` (branching: "count" or "parity").
+            ``ask`` (branching: "count" or "parity"), ``difficulty`` (programs: steps of a function, 1-4).
 
     Raises ValueError for an unknown name, split or option, or rows without question or answer, with their lines.
 
