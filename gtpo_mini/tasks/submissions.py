@@ -16,7 +16,7 @@ from typing import Any
 
 from ..sandbox import Limits, run_code
 from ..types import Problem, Turn
-from .programs import check_code, variants
+from .programs import public_examples, setup, variants
 from .rows import load_source
 
 _LIMITS = Limits(cpu_seconds=5, wall_seconds=10)  # `run_code` keeps a sandbox for them, in a forked process its own
@@ -33,7 +33,7 @@ def plain(value):
    return kind(plain(v) for v in value)
  return value
 def compute(parts, name, calls, show=repr, write=print, read=eval):
- space, texts = {{'__name__': '__main__', 'check': lambda f: None}}, []
+ space, texts = {{'__name__': '__main__', 'check': lambda *a: None}}, []
  for part in parts:
   exec(part, space)
  for call in calls:
@@ -81,7 +81,9 @@ class _Floats(ast.NodeTransformer):
 def _read(text: str) -> Any:
     """The plain value that a text is, else `FAILED`."""
     try:
-        return ast.literal_eval(_Floats().visit(ast.parse(text, mode="eval")))
+        value = ast.literal_eval(_Floats().visit(ast.parse(text, mode="eval")))
+        repr(value)  # which an integer of a million digits has not
+        return value
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return FAILED
 
@@ -133,18 +135,12 @@ def same(found: Any, wanted: Any) -> bool:
     return found == wanted
 
 
-def _public(problem: Problem) -> list[tuple[str, Any]]:
-    """Arguments, as they stand in a call, and value of each public example."""
-    examples = problem.metadata["examples"]
-    return list(examples) if "name" in problem.metadata else [(f"({x!r})", value) for x, value in examples]
-
-
 def _values(problem: Problem, source: str, earlier: tuple[str, ...] = ()) -> tuple[Any, ...]:
     """What a program returns for the public arguments, then, where they are known, for the hidden ones."""
     metadata = problem.metadata
     hidden = [f"({x!r})" for x, _ in metadata.get("tests", ())]
     before = (*filter(None, [metadata.get("before", "")]), *earlier)
-    arguments = (*(arguments for arguments, _ in _public(problem)), *hidden)
+    arguments = (*(arguments for arguments, _ in public_examples(problem)), *hidden)
     return results(source, metadata.get("name", "f"), arguments, before)
 
 
@@ -159,7 +155,7 @@ def turn_reward(problem: Problem, turns: Sequence[Turn]) -> float:
 
     In [0, 1], and in a rollout's sum too. The code that ran is run here again: what it printed is not believed.
     """
-    public, best, gained = _public(problem), 0, 0
+    public, best, gained = public_examples(problem), 0, 0
     last = re.compile(rf"\n *(print\()?check\({problem.metadata.get('name', 'f')}\)\)?\s*\Z")
     ran: list[str] = []
     for turn in turns:
@@ -171,13 +167,6 @@ def turn_reward(problem: Problem, turns: Sequence[Turn]) -> float:
             passed = sum(same(value, wanted) for value, (_, wanted) in zip(found, public, strict=False))
         gained, best = max(0, passed - best), max(best, passed)
     return gained / max(1, len(public))
-
-
-def setup(problem: Problem) -> str:
-    """What the problem gives, the public examples and ``check``, for the rollout's session."""
-    name = problem.metadata.get("name", "f")
-    examples = [(f"{name}{arguments}", value) for arguments, value in _public(problem)]
-    return f"{problem.metadata.get('before', '')}\n{check_code(name, examples)}"
 
 
 _CHEATS = (

@@ -173,13 +173,13 @@ def _branching(split: str, size: int = 2048, seed: int = 0, steps: int = 3, ask:
 
 def _programs(split: str, size: int = 2048, seed: int = 0, difficulty: int = 2) -> Task:
     problems = programs.draw_problems(size, split, seed, difficulty)
-    functions = (submissions.grade, submissions.setup, submissions.turn_reward)
+    functions = (submissions.grade, programs.setup, submissions.turn_reward)
     return Task("programs", problems, *functions, split=split, wrong_answers=submissions.wrong_answers)
 
 
 def _asserted(name: str, split: str, size: int | None = None) -> Task:
     problems = {"humaneval": submissions.load_humaneval, "mbpp": submissions.load_mbpp}[name](split, size)
-    functions = (submissions.grade_asserted, submissions.setup, submissions.turn_reward)
+    functions = (submissions.grade_asserted, programs.setup, submissions.turn_reward)
     return Task(name, problems, *functions, split=split, wrong_answers=submissions.wrong_asserted)
 
 
