@@ -22,7 +22,7 @@ _HIDDEN = 6
 _WORDS = (
     "apple banana letter kitten pepper bottle coffee butter rabbit button dinner summer tomato potato lemon melon "
     "salad papaya cocoa pizza panda otter moose camel eagle koala needle kettle paddle ribbon carrot cherry noon level"
-).split()
+)
 
 # Kind of step -> kind of value, phrases, its line and the line of its wrong idea ("": a step that nobody gets wrong).
 # {k} is a number from 2 to 9, {s} one from 2 to 4, {c} a letter.
@@ -31,7 +31,7 @@ _STEPS: dict[str, tuple[str, tuple[str, ...], str, str]] = {
     "minus": ("int", ("subtract {k}", "minus {k}"), "x = x - {k}", ""),
     "times": ("int", ("times {k}", "multiply by {k}"), "x = x * {k}", ""),
     "odd": ("int", ("if it is odd, add {k}",), "if x % 2 == 1: x = x + {k}", "if x % 2 == 0: x = x + {k}"),
-    "square": ("int", ("square it", "times itself"), "x = x * x", "x = x * 2"),
+    "square": ("int", ("square it", "times itself"), "x = x * x", "x = x + x"),
     "modulo": ("int", ("take it modulo {k}",), "x = x % {k}", "x = x // {k}"),
     "sign": ("int", ("take its absolute value",), "x = abs(x)", "x = -x"),
     "append": ("str", ("add '{c}' at the end", "append '{c}'"), "x = x + '{c}'", ""),
@@ -107,7 +107,7 @@ def _draw_step(rng: random.Random, kind: str) -> Step:
 def _draw_argument(rng: random.Random, of: str) -> Any:
     if of == "list":
         return [rng.randint(0, 12) for _ in range(rng.randint(3, 5))]
-    return rng.randint(-9, 20) if of == "int" else rng.choice(_WORDS)
+    return rng.randint(-9, 20) if of == "int" else rng.choice(_WORDS.split())
 
 
 def draw_problem(rng: random.Random, difficulty: int = 2) -> Problem | None:
@@ -134,20 +134,20 @@ def draw_problem(rng: random.Random, difficulty: int = 2) -> Problem | None:
             return None
         hidden += [caught] if caught not in hidden else []
     hidden += [case for case in others if case not in hidden][: max(0, _HIDDEN - len(hidden))]
-    varied = all(len({repr(value) for _, value in shown}) > 1 for shown in (examples, hidden))
+    varied = all(len({repr(value) for _, value in some}) > 1 for some in (examples, hidden))
     if not any(step.wrong for step in steps) or len(hidden) < _HIDDEN or not varied:
         return None
     words = " ".join(f"Step {n}: {step.phrase}." for n, step in enumerate(steps, 1))
-    task = f"Write f(x) for {_TYPES[of]}. {words}"
-    question = f"{task} Examples: {', '.join(f'f({x!r}) = {value!r}' for x, value in examples)}."
-    metadata = {"task": task, "plan": steps, "examples": tuple(examples), "tests": tuple(hidden)}
+    shown = ", ".join(f"f({x!r}) = {value!r}" for x, value in examples)
+    question = f"Write f(x) for {_TYPES[of]}. {words} Examples: {shown}."
+    metadata = {"plan": steps, "examples": tuple(examples), "tests": tuple(hidden)}
     return Problem(hashlib.sha256(question.encode()).hexdigest()[:16], question, gold, metadata)
 
 
 def draw_problems(size: int, split: str = "train", seed: int = 0, difficulty: int = 2) -> tuple[Problem, ...]:
     """``size`` different problems of ``difficulty`` (1 to 4) steps.
 
-    The hash of the text without its examples puts one in eight into the test split: no function is in both.
+    The hash of the function puts one in eight into the test split, so none is in both, in whatever words.
 
     >>> problem = draw_problems(1, seed=5)[0]
     >>> problem.question.startswith("Write f(x) for"), problem.answer.startswith("def f(x):")
@@ -159,16 +159,14 @@ def draw_problems(size: int, split: str = "train", seed: int = 0, difficulty: in
         raise ValueError(f"size={size}, difficulty={difficulty}: size must be at least 1, difficulty in 1..4")
     rng, found = random.Random(f"programs-{split}-{seed}-{difficulty}"), {}
     while len(found) < size:
-        problem = draw_problem(rng, difficulty)
-        if problem is None:
-            continue
-        key = hashlib.sha256(problem.metadata["task"].encode()).hexdigest()
-        if (int(key[:16], 16) % 8 == 0) == (split == "test"):
-            found[problem.id] = problem
+        if (problem := draw_problem(rng, difficulty)) is not None:
+            key = hashlib.sha256(problem.answer.encode()).digest()
+            if (key[0] % 8 == 0) == (split == "test"):
+                found[problem.id] = problem
     return tuple(found.values())
 
 
-_SETUP = """\
+_SETUP = """
 examples = {examples!r}
 def check(f):
  right, first = 0, ''
@@ -184,22 +182,23 @@ def check(f):
 """
 
 
-def check_code(name: str, examples: list[tuple[str, Any]]) -> str:
-    """Code that defines ``examples``, (call, value) pairs, and ``check(f)``, which prints how many of them ``f`` gets
-    right and the first that it does not. Each call is read anew, so no call changes another's arguments.
-    """
-    return _SETUP.format(name=name, examples=examples)
+def public_examples(problem: Problem) -> list[tuple[str, Any]]:
+    """Arguments, as they stand in a call, and value of each public example; also of sets with other names than f."""
+    examples = problem.metadata["examples"]
+    return list(examples) if "name" in problem.metadata else [(f"({x!r})", value) for x, value in examples]
 
 
 def setup(problem: Problem) -> str:
-    """The public examples and ``check``, for the rollout's session.
+    """Code for a session: what the problem gives, ``examples``, and ``check(f)``, which counts those f gets right.
 
     >>> space = {}
     >>> exec(setup(Problem("1", "?", "", {"examples": ((1, 2), (5, 6))})), space)
     >>> space["check"](lambda x: 2)
     1 of 2: f(5) = 2, not 6
     """
-    return check_code("f", [(f"f({x!r})", value) for x, value in problem.metadata["examples"]])
+    name = problem.metadata.get("name", "f")
+    examples = [(f"{name}{arguments}", value) for arguments, value in public_examples(problem)]
+    return problem.metadata.get("before", "") + _SETUP.format(name=name, examples=examples)
 
 
 def write_turns(problem: Problem, rng: random.Random, habits: Habits) -> Generator[str, ExecutionResult | None, None]:

@@ -49,6 +49,7 @@ SOURCES = {
     "svamp": Source("ChilleD/SVAMP", None, _SPLITS, Columns(("Body", "Question"), "Answer", "ID"), "SVAMP.json", 700),
     "math500": Source("HuggingFaceH4/MATH-500", None, {"test": "test"}, Columns(("problem",), id="unique_id")),
     "aime": Source("HuggingFaceH4/aime_2024", None, {"test": "train"}, Columns(("problem",))),
+    "mbpp": Source("google-research-datasets/mbpp", "full", _SPLITS, Columns(("text",), "code", "task_id")),
 }
 
 

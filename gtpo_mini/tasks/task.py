@@ -17,7 +17,7 @@ import numpy as np
 from ..sandbox import Sandbox
 from ..sandbox.client import Session
 from ..types import Problem, Turn, import_named
-from . import facts, questions
+from . import facts, programs, questions, submissions
 from .branching import draw_problems
 from .grading import as_number, generator_accepts, same_answer
 from .rows import SOURCES, generated_problems, load_json_lines, load_source
@@ -188,6 +188,18 @@ def _commonsense_qa(split: str, size: int | None = None) -> Task:
     return Task("commonsense_qa", problems, questions.grade_choice, **own, split=split, guess_rate=0.2)
 
 
+def _programs(split: str, size: int = 2048, seed: int = 0, difficulty: int = 2) -> Task:
+    problems = programs.draw_problems(size, split, seed, difficulty)
+    functions = (submissions.grade, programs.setup, submissions.turn_reward)
+    return Task("programs", problems, *functions, split=split, wrong_answers=submissions.wrong_answers)
+
+
+def _asserted(name: str, split: str, size: int | None = None) -> Task:
+    problems = {"humaneval": submissions.load_humaneval, "mbpp": submissions.load_mbpp}[name](split, size)
+    functions = (submissions.grade_asserted, programs.setup, submissions.turn_reward)
+    return Task(name, problems, *functions, split=split, wrong_answers=submissions.wrong_asserted)
+
+
 def _from_source(name: str, split: str, size: int | None = None) -> Task:
     return Task(name, load_source(name, split, size), split=split)
 
@@ -206,7 +218,9 @@ def _reasoning_gym(generator: str, split: str, size: int = 512, seed: int = 0) -
     return Task(f"reasoning_gym:{generator}", problems, accepts, split=split)
 
 
-_TASKS = {"branching": _branching, "facts": _facts, **{name: partial(_from_source, name) for name in SOURCES}}
+_TASKS = {"branching": _branching, "programs": _programs, "facts": _facts}
+_TASKS |= {name: partial(_from_source, name) for name in SOURCES}
+_TASKS |= {name: partial(_asserted, name) for name in ("humaneval", "mbpp")}
 _TASKS |= {"strategyqa": _strategyqa, "commonsense_qa": _commonsense_qa}
 _FAMILIES = {"jsonl": _json_lines, "reasoning_gym": _reasoning_gym}
 
@@ -215,7 +229,7 @@ def list_tasks() -> list[str]:
     """The names that `load_task` knows.
 
     >>> print(*list_tasks())  # doctest: +NORMALIZE_WHITESPACE
-    branching facts gsm8k svamp math500 aime strategyqa commonsense_qa
+    branching programs facts gsm8k svamp math500 aime mbpp humaneval strategyqa commonsense_qa
     jsonl:PATH reasoning_gym:GENERATOR MODULE:NAME
     """
     return [*_TASKS, "jsonl:PATH", "reasoning_gym:GENERATOR", "MODULE:NAME"]
@@ -231,7 +245,8 @@ def load_task(name: str, split: str = "train", **options) -> Task:
             ``split``, if it has a parameter of that name, and ``options``.
         split: "train" or "test".
         options: ``size`` (all tasks: how many problems), ``seed`` (generated tasks), ``steps`` (branching, 3-8),
-            ``hops`` (facts, 2-4), ``ask`` (branching: "count" or "parity"; facts: "entity" or "yes_no").
+            ``difficulty`` (programs: steps of a function, 1-4), ``hops`` (facts, 2-4), ``ask`` (branching: "count" or
+            "parity"; facts: "entity" or "yes_no").
 
     Raises ValueError for an unknown name, split or option, or rows without question or answer, with their lines.
 
