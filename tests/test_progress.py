@@ -158,7 +158,6 @@ def test_guessing_is_reported_and_taken_off():
 
 
 def test_above_guessing():
-    from gtpo_mini.experiments.evaluate import Evaluation
 
     found = Evaluation(
         ("1", "2", "3", "4"), ((True,), (True,), (True,), (False,)), ((), (), (), ()), (True,) * 4, {}, 0.5
