@@ -444,14 +444,16 @@ def test_humaneval_session_and_turn_reward(humaneval, sandbox):
 
 
 @pytest.mark.parametrize("bound", ["candidate", "g"])
-def test_a_test_may_mutate_ask_twice_and_expect_odd_values(bound):
-    gold = "def g(x):\n x.append(float('inf'))\n return x"
-    test = f"a = [1]\nassert {bound}(a) == [1, float('inf')]\nassert {bound}([1])[1] > 10**9\nassert {bound}([]) != []"
+def test_a_test_may_mutate_ask_twice_and_compare_loosely(bound):
+    gold = "def g(x):\n x.append(0.5)\n return x"
+    test = f"assert {bound}([1]) == [1, 0.5]\nassert abs({bound}([1])[1] - 0.5) < 0.1\nassert {bound}([]) != []"
     problem = Problem("m", "?", gold, {"name": "g", "before": "", "bound": bound, "test": test, "examples": ()})
     assert grade_asserted(problem, gold)
-    assert grade_asserted(problem, "def g(x): return x + [float('inf')]")
+    assert grade_asserted(problem, "def g(x): return x + [0.5]")
+    assert not grade_asserted(problem, "def g(x): return x + [0.25]")
     assert not grade_asserted(problem, "def g(x): return x + [float('nan')]")
-    assert not grade_asserted(problem, "def g(x): return x + [1]")
+    assert not grade_asserted(problem, "import collections\ndef g(x): return collections.deque(x)")
+    assert grade_asserted(problem, "class L(list): pass\ndef g(x): return L(x + [0.5])")
 
 
 def test_the_package_that_is_missing_is_named(monkeypatch):
