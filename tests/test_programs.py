@@ -178,6 +178,8 @@ def f(x):
   elif hasattr(item, '__dict__') and len(seen) < 300000: todo.append(vars(item))
  return 0
 """
+# The first repr, and then that of 0: all of them would be more output than there may be.
+ONE_REPR = "first = [1]\nclass E:\n def __repr__(s): return {} if first and first.pop() else '0'\ndef f(x): return E()"
 ATTACKS = {
     "reads frames, garbage collector and modules": SPY,
     "an object that equals everything": "class E:\n def __eq__(s, o): return True\n"
@@ -187,8 +189,9 @@ ATTACKS = {
     "a repr that is code": "class E:\n def __repr__(s): return '__import__(\"os\").getpid()'\ndef f(x): return E()",
     "a repr of two values": "class E:\n def __repr__(s): return '13, 12, 25'\ndef f(x): return E()",
     "a repr that raises": "class E:\n def __repr__(s): raise SystemExit\ndef f(x): return E()",
-    "a repr that is too deep": "class E:\n def __repr__(s): return '-' * 50000 + '1'\ndef f(x): return E()",
-    "a repr that is too large": "class E:\n def __repr__(s): return '0x' + 'f' * 20000\ndef f(x): return E()",
+    "a repr that is too deep": ONE_REPR.format("'-' * 9000 + '1'"),
+    "a repr that is too large": ONE_REPR.format("'0x' + 'f' * 9000"),
+    "a repr that cannot be": ONE_REPR.format("'{[]: 1}'"),
     "a repr of half a pair": "class E:\n def __repr__(s): return '\\ud800'\ndef f(x): return E()",
     "leaves at once": "import os\nos._exit(0)",
     "leaves in a call": "import os\ndef f(x): os._exit(0)",
@@ -444,14 +447,16 @@ def test_humaneval_session_and_turn_reward(humaneval, sandbox):
 
 
 @pytest.mark.parametrize("bound", ["candidate", "g"])
-def test_a_test_may_mutate_ask_twice_and_expect_odd_values(bound):
-    gold = "def g(x):\n x.append(float('inf'))\n return x"
-    test = f"a = [1]\nassert {bound}(a) == [1, float('inf')]\nassert {bound}([1])[1] > 10**9\nassert {bound}([]) != []"
+def test_a_test_may_mutate_ask_twice_and_compare_loosely(bound):
+    gold = "def g(x):\n x.append(0.5)\n return x"
+    test = f"assert {bound}([1]) == [1, 0.5]\nassert abs({bound}([1])[1] - 0.5) < 0.1\nassert {bound}([]) != []"
     problem = Problem("m", "?", gold, {"name": "g", "before": "", "bound": bound, "test": test, "examples": ()})
     assert grade_asserted(problem, gold)
-    assert grade_asserted(problem, "def g(x): return x + [float('inf')]")
+    assert grade_asserted(problem, "def g(x): return x + [0.5]")
+    assert not grade_asserted(problem, "def g(x): return x + [0.25]")
     assert not grade_asserted(problem, "def g(x): return x + [float('nan')]")
-    assert not grade_asserted(problem, "def g(x): return x + [1]")
+    assert not grade_asserted(problem, "import collections\ndef g(x): return collections.deque(x)")
+    assert grade_asserted(problem, "class L(list): pass\ndef g(x): return L(x + [0.5])")
 
 
 def test_the_package_that_is_missing_is_named(monkeypatch):

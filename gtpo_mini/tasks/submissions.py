@@ -37,51 +37,34 @@ def compute(parts, name, calls, show=repr, write=print, read=eval):
  for part in parts:
   exec(part, space)
  for call in calls:
-  names = {{'pick': lambda *a: a, 'nan': float('nan'), 'inf': float('inf')}}
   try:
-   texts.append(show(plain(space[name](*read('pick' + call, names)))))
+   texts.append(show(plain(space[name](*read('pick' + call, {{'pick': lambda *a: a}})))))
   except BaseException:
    texts.append('')
  write()
  write(show(texts))
 compute({parts!r}, {name!r}, {calls!r})
 """
-_RECORD = """\
-gold, calls = {{'__name__': 'gold'}}, []
+# A test made of assertions, in a child that holds no submission: the candidate is the gold program, whose arguments are
+# written down before it may change them, or it looks up the ``values`` of a submission.
+_TEST = """\
+gold, calls, values = {{'__name__': 'gold'}}, [], {values!r}
 exec({gold!r}, gold)
 def candidate(*arguments):
  calls.append(repr(arguments))
- return gold[{name!r}](*arguments)
+ return gold[{name!r}](*arguments) if values is None else eval(values[calls[-1]])
 import random
 random.seed(0)
 exec({test!r}, {{**gold, {bound!r}: candidate}})
 print()
-print(repr(calls))
+print({token!r} or calls)
 """
-_JUDGE = """\
-gold, values = {{'__name__': 'gold'}}, {values!r}
-exec({gold!r}, gold)
-def candidate(*arguments):
- return eval(values[repr(arguments)], {{'nan': float('nan'), 'inf': float('inf')}})
-import random
-random.seed(0)
-exec({test!r}, {{**gold, {bound!r}: candidate}})
-print()
-print({token!r})
-"""
-
-
-class _Floats(ast.NodeTransformer):
-    """nan and inf, which repr writes as names."""
-
-    def visit_Name(self, node: ast.Name) -> ast.AST:
-        return ast.Constant(float(node.id)) if node.id in ("nan", "inf") else node
 
 
 def _read(text: str) -> Any:
     """The plain value that a text is, else `FAILED`."""
     try:
-        value = ast.literal_eval(_Floats().visit(ast.parse(text, mode="eval")))
+        value = ast.literal_eval(text)
         repr(value)  # which an integer of a million digits has not
         return value
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
@@ -183,13 +166,10 @@ def wrong_answers(problem: Problem) -> list[str]:
     return [*variants(problem.metadata["plan"]), constant, *_CHEATS]
 
 
-# Sets whose tests are assertions, which may do more than compare a value: they are run, but where no submission is.
-
-
 @lru_cache(1024)
 def _recorded(gold: str, name: str, bound: str, test: str) -> tuple[str, ...]:
     """The arguments of all calls that a test makes, each once; () where they are no plain values."""
-    calls = _read(_last_line(_RECORD.format(gold=gold, name=name, bound=bound, test=test)))
+    calls = _read(_last_line(_TEST.format(gold=gold, name=name, bound=bound, test=test, values=None, token="")))
     return tuple(dict.fromkeys(calls)) if isinstance(calls, list) else ()
 
 
@@ -198,18 +178,18 @@ def _calls(problem: Problem) -> tuple[str, ...]:
 
 
 def grade_asserted(problem: Problem, answer: str) -> bool:
-    """Whether a submitted program passes a test made of assertions.
+    """Whether a submitted program passes a test made of assertions (HumanEval, MBPP).
 
     The gold program shows which arguments the test uses; the submission is run on them; then the test runs in another
-    child, in which the candidate only looks its values up. What it says there begins with a secret of this call.
+    child on the values that came back. Only that child knows the secret that it prints where no assertion failed.
     """
     calls, metadata, token = _calls(problem), problem.metadata, secrets.token_hex(16)
     found = results(answer, metadata["name"], calls, (metadata["before"],))
     if not calls or any(value is FAILED for value in found):
         return False
     values = {call: repr(value) for call, value in zip(calls, found, strict=True)}
-    code = {"gold": problem.answer, "bound": metadata["bound"], "test": metadata["test"]}
-    return _last_line(_JUDGE.format(values=values, token=token, **code)) == token
+    test = {key: metadata[key] for key in ("name", "bound", "test")}
+    return _last_line(_TEST.format(gold=problem.answer, **test, values=values, token=token)) == token
 
 
 def wrong_asserted(problem: Problem) -> Iterable[str]:
@@ -222,17 +202,18 @@ def wrong_asserted(problem: Problem) -> Iterable[str]:
             yield program
 
 
-def _example(name: str, call: str, value: str) -> list[tuple[str, Any]]:
-    """Arguments and value of an example, where it is a plain call of ``name`` with a plain value; else nothing."""
+def _example(name: str, comparison: str) -> list[tuple[str, Any]]:
+    """Arguments and value where a text is ``name(...) == value`` and both are plain; else nothing."""
     try:
-        node = ast.parse(call.strip(), mode="eval").body
+        node = ast.parse(comparison.strip(), mode="eval").body
     except SyntaxError:
         return []
-    if not isinstance(node, ast.Call) or ast.unparse(node.func) != name or node.keywords:
-        return []
-    arguments, wanted = [ast.unparse(each) for each in node.args], _read(value.strip())
-    plain = all(each is not FAILED for each in (wanted, *map(_read, arguments)))
-    return [(f"({', '.join(arguments)})", wanted)] if plain else []
+    match node:
+        case ast.Compare(ast.Call(ast.Name(found), arguments, []), [ast.Eq()], [value]) if found == name:
+            texts = [ast.unparse(each) for each in arguments]
+            wanted = _read(ast.unparse(value))
+            return [] if FAILED in (wanted, *map(_read, texts)) else [(f"({', '.join(texts)})", wanted)]
+    return []
 
 
 _ASK = "{text}\nCheck it with check({name}), and submit the whole function in a block that begins with ```answer."
@@ -251,11 +232,11 @@ def load_humaneval(split: str, size: int | None = None) -> tuple[Problem, ...]:
     for row in list(read_problems().values())[:size]:
         name, prompt = row["entry_point"], row["prompt"]
         lines = re.findall(r"^ *>>> (.*)\n(.*)", prompt, re.MULTILINE)
-        examples = [example for line in lines for example in _example(name, *line) if example != _WRONG_EXAMPLE]
+        examples = [found for call, value in lines for found in _example(name, f"{call} == {value.strip()}")]
         metadata = {
             "name": name,
             "before": prompt[: prompt.index(f"def {name}(")].strip(),
-            "examples": tuple(examples),
+            "examples": tuple(found for found in examples if found != _WRONG_EXAMPLE),
             "bound": "candidate",
             "test": f"{row['test']}\ncheck(candidate)\n",
         }
@@ -275,8 +256,7 @@ def load_mbpp(split: str, size: int | None = None) -> tuple[Problem, ...]:
         classes = re.findall(r"^class (\w+)", gold, re.MULTILINE)
         if name is None or any(re.search(rf"\b{each}\b", test) for each in classes):
             continue
-        shown = tests[0].strip().removeprefix("assert").rpartition("==")
-        examples = tuple(_example(name, shown[0], shown[2]))
+        examples = tuple(_example(name, tests[0].strip().removeprefix("assert")))
         metadata = {"name": name, "before": before, "examples": examples, "bound": name, "test": test}
         question = _ASK.format(text=f"{row.question} Example: {tests[0].strip()}", name=name)
         problems.append(Problem(row.id, question, gold, metadata))
