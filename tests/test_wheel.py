@@ -15,6 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "gtpo_mini"
+TINY = ("tiny_facts", "tiny_policy", "tiny_programs")
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
 
 
@@ -30,7 +31,7 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> str:
 def wheel(tmp_path_factory) -> Path:
     """Built from a copy, so that no build folder stays in the checkout."""
     folder = tmp_path_factory.mktemp("source")
-    for name in ("gtpo_mini", "data/tiny_policy", "tests"):
+    for name in ("gtpo_mini", *(f"data/{name}" for name in TINY), "tests"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "data" / "runs").mkdir()
     (folder / "data" / "runs" / "a.jsonl").touch()
@@ -44,14 +45,14 @@ def wheel(tmp_path_factory) -> Path:
 
 def test_every_folder_of_the_package_is_listed():
     folders = {".".join(path.parent.relative_to(ROOT).parts) for path in PACKAGE.rglob("*.py")}
-    assert sorted(SETTINGS["packages"]) == sorted(folders | {"gtpo_mini.tiny_policy"})
+    assert sorted(SETTINGS["packages"]) == sorted(folders | {f"gtpo_mini.{name}" for name in TINY})
 
 
-def test_a_wheel_holds_the_package_its_assets_and_the_tiny_policy_and_nothing_else(wheel):
+def test_a_wheel_holds_the_package_its_assets_and_the_tiny_policies_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     wanted = {path.relative_to(ROOT) for path in PACKAGE.rglob("*") if path.is_file() and path.suffix != ".pyc"}
-    tiny = {Path("gtpo_mini/tiny_policy", path.name) for path in (ROOT / "data" / "tiny_policy").iterdir()}
+    tiny = {Path("gtpo_mini", name, path.name) for name in TINY for path in (ROOT / "data" / name).iterdir()}
     assert names == {path.as_posix() for path in wanted | tiny}
     assert any(name.startswith("gtpo_mini/assets/") for name in names)
 
