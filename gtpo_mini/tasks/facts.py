@@ -106,7 +106,8 @@ def draw_problems(
         is_test = int(problem.id, 16) % 8 == 0
         if is_test == (split == "test") and problem.id not in found and room.get(problem.answer, 1):
             found[problem.id] = problem
-            room[problem.answer] = room.get(problem.answer, 2) - 1
+            if problem.answer in room:
+                room[problem.answer] -= 1
     return tuple(found.values())
 
 

@@ -65,8 +65,8 @@ def _strategy_row(row: Mapping[str, Any]) -> dict[str, Any]:
     facts = row.get("facts")
     if not isinstance(facts, str | list | tuple):
         raise ValueError("'facts' is neither text nor a list")
-    text = facts if isinstance(facts, str) else " ".join(map(str, facts))
-    return {**row, "answer": "yes" if row["answer"] else "no", "facts": _sentences(text)}
+    found = _sentences(facts) if isinstance(facts, str) else tuple(" ".join(str(fact).split()) for fact in facts)
+    return {**row, "answer": "yes" if row["answer"] else "no", "facts": found}
 
 
 def _sentences(text: str) -> tuple[str, ...]:
