@@ -192,11 +192,12 @@ def test_a_broken_call_does_not_run_and_is_written_again_whole(ask, sandbox):
 
 
 def test_no_habits_make_more_than_hops_and_three_calls(sandbox):
-    for habits in (Habits(dict.fromkeys(KINDS, 0.6), broken=0.4, revise=0.5), Habits({}, broken=1.0)):
-        calls = []
-        for seed, problem in enumerate(draw_problems(6, hops=2) + draw_problems(6, hops=2, ask="yes_no")):
-            calls.append(len(roll(problem, habits, sandbox, seed)[1]))
-        assert max(calls) == 5
+    problems = draw_problems(6, hops=2) + draw_problems(6, hops=2, ask="yes_no")
+    for wrong, broken in ((0.6, 0.4), (0.3, 0.6), (0.0, 1.0)):
+        habits = Habits(dict.fromkeys(KINDS, wrong), broken)
+        calls = [len(roll(problem, habits, sandbox, seed)[1]) for seed, problem in enumerate(problems)]
+        assert max(calls) <= 5
+    assert max(calls) == 5  # each call broken first: there was no room for one more
 
 
 FIRST, SECOND, THIRD = (f'print(look_up("{{{n}}}", "{{p{n}}}"))' for n in range(3))
@@ -307,8 +308,10 @@ def test_strategyqa_s_facts_lie_behind_the_look_up(data, sandbox):
         "Julius Caesar had three children.\n",
     ]
     assert [turn.progress for turn in turns] == [0.5, 0.5, 0, 0, 0, 0, 0]
-    *_, guess = task.reward_turns(first, run_codes(task, first, codes[-1:], sandbox))
-    assert guess.progress == 0
+    every = 'for word in ("whale", "Caesar", "bathtubs", "Khan"): print(look_up(word))'  # a list of all there is
+    turns = task.reward_turns(first, run_codes(task, first, [codes[-1], every], sandbox))
+    assert all(turn.result.ok for turn in turns) and [turn.progress for turn in turns] == [0, 0]
+    assert not {*first.metadata["facts"]} & {*first.metadata["others"]} and len({*first.metadata["others"]}) == 2
     shown = "print(globals(), look_up.__defaults__, look_up.__code__.co_consts)"
     (turn,) = run_codes(task, first, [shown], sandbox)
     assert turn.result.ok and not any(word in turn.result.stdout for word in ("Caesar", "sixteen", "metres"))
