@@ -64,13 +64,13 @@ FAMILIES = {
         "tiny-programs",
         programs.draw_problems,
         programs.write_turns,
-        (_skill(programs.KINDS), Stage(5000, 300, 1e-3, ideas(programs.KINDS, programs.KINDS, 0.8, 0.15))),
+        (_skill(programs.KINDS), Stage(5000, 300, 1e-3, ideas(programs.KINDS, programs.KINDS, 0.9, 0.1))),
     ),
     "facts": Family(
         "tiny-facts",
         facts.draw_problems,
         facts.write_turns,
-        (_skill(facts.KINDS), Stage(5000, 300, 1e-3, ideas(facts.KINDS, ("boss", "owner", "guard"), 0.7))),
+        (_skill(facts.KINDS), Stage(5000, 300, 1e-3, ideas(facts.KINDS, ("boss", "owner", "guard"), 0.6))),
     ),
 }
 
