@@ -56,6 +56,10 @@ def test_setup_runs_first_in_every_session_and_turns_earn_once(random_policy, sa
         secret = f"{rollout.problem.metadata['secret']}\n"
         assert {turn.result.stdout for turn in rollout.turns if turn.result} == {secret}
         assert [turn.progress for turn in rollout.turns] == [1.0] + [0.0] * (len(rollout.turns) - 1)
+    with told().session(sandbox, PROBLEMS[2]) as session:
+        assert '"<turn 1>", line 1' in session.run("secret / 0").error  # setup is no turn
+        assert session.run("import os\nos._exit(0)").ok is False
+        assert session.run("print(secret)").stdout == "12\n"  # and it runs again after a turn that was killed
     plain = engine.generate(PROBLEMS, group_size=3, seed=1)
     assert all(turn.progress == 0 for rollout in plain for turn in rollout.turns)
     assert any("NameError" in turn.result.error for rollout in plain for turn in rollout.turns if turn.result)

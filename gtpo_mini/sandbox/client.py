@@ -45,12 +45,19 @@ class Session:
             ValueError: the session is closed.
             SandboxUnavailable: the sandbox itself is broken.
         """
+        return self._guarded(code, 1)
+
+    def prepare(self, code: str) -> ExecutionResult:
+        """Run code that comes before the first turn, and counts as none; else as `run`."""
+        return self._guarded(code, 0)
+
+    def _guarded(self, code: str, turns: int) -> ExecutionResult:
         with self._lock:
             if self._child is None:
                 raise ValueError("this session is closed")
             if os.getpid() != self._link.owner:
                 raise SandboxUnavailable("this process was forked from the session's owner: make a Sandbox of its own")
-            self._number += 1
+            self._number += turns
             return self._run(code, self._number)
 
     def _run(self, code: str, number: int) -> ExecutionResult:

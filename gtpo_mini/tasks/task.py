@@ -79,7 +79,7 @@ class Task:
         if not isinstance(code, str):
             raise self._error("setup", problem, f"returned a {type(code).__name__}, which is no code")
         session = sandbox.session()
-        if code and not (result := session.run(code)).ok:
+        if code and not (result := session.prepare(code)).ok:
             session.close()
             raise self._error("setup", problem, f"wrote code that does not run: {result.error.strip()[-300:]}")
         return session
