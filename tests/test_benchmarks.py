@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import runpy
 import sys
 from pathlib import Path
 
@@ -53,3 +55,17 @@ def test_both_sides_of_the_comparison_get_the_same_from_the_tool(memory_table):
             assert sandboxed(code) == hermes.python(code) == protocol.tool_text(sandbox.run(code)) == printed
     assert sandboxed.__name__ == "python" and hermes.python("__import__('os')") == "error"
     assert len(hermes.questions(1, 0, 50)[0].split()) == 53
+
+
+def test_the_starts_are_what_the_page_says_and_leave_something_to_learn():
+    starts = runpy.run_path(str(BENCHMARKS / "starts.py"))
+    record = json.loads(starts["RECORD"].read_text(encoding="utf-8"))
+    assert tuple(record) == starts["NAMES"]
+    page = (BENCHMARKS.parent / "docs" / "tasks.md").read_text(encoding="utf-8")
+    assert starts["table"](record) in page, "put the table that benchmarks/starts.py prints there"
+    ranges = {"5": (0.02, 0.10), "20": (0.14, 0.28), "50": (0.40, 0.62)}
+    for name, found in record.items():
+        sampled, greedy = (found[kind]["accuracy"] for kind in ("sampled", "greedy"))
+        if name != "noisy":
+            low, high = ranges[name.rpartition("_")[2]]
+            assert low <= sampled <= high and greedy <= sampled + 0.15, (name, sampled, greedy)

@@ -28,6 +28,7 @@ from ..rollout.chat import Chat
 from ..rollout.protocol import load_protocol
 from ..sandbox import Sandbox
 from ..tasks.branching import draw_problems
+from ..tasks.habits import Habits
 from ..tasks.task import load_task
 from ..train.config import results_folder
 from ..train.imitation import imitate, make_trace
@@ -155,12 +156,13 @@ def regime_policy(name: str, folder: Path | None = None) -> Path:
     base = TINY[FAMILIES[regime.family].model]
     if regime.noise is None:
         return base
-    made_of = repr(regime).encode() + (base / "model.safetensors").read_bytes()
+    # Imitated long enough for the old habits to go; the skill stays. Steady ideas take longer than noise.
+    size = (5000, 600) if isinstance(regime.noise, Habits) else (2500, 300)
+    stage = Stage(*size, 1e-3, regime.noise, regime.task)
+    made_of = repr((regime, stage)).encode() + (base / "model.safetensors").read_bytes()
     path = (folder or results_folder() / "policies") / f"{name}-{hashlib.sha256(made_of).hexdigest()[:8]}"
     if not path.exists():
         policy = load_policy(base, device="cpu")
-        # Imitated long enough for the old habits to go; the skill stays.
-        stage = Stage(2500, 300, 1e-3, regime.noise, regime.task)
         with Sandbox() as sandbox:
             learn_stage(policy, stage, number=9, batch=32, seed=0, sandbox=sandbox, family=regime.family)
         path.parent.mkdir(parents=True, exist_ok=True)

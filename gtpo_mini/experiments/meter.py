@@ -1,4 +1,4 @@
-"""A meter for credit: does an estimator praise the turns that raised the chance of success, and blame those that cost it?
+"""A meter for credit: does an estimator praise the turns that raised the chance of success, and blame the others?
 
 The true advantage of a turn is V(after) - V(before), V being the share of right answers among continuations that the
 policy samples from a state: the ids so far, the session's state by running its code again, and the turns that are left.
@@ -121,7 +121,8 @@ class Meter:
 
     def table(self) -> str:
         """Markdown: a line an estimator."""
-        lines = ["| credit | correlation with the true advantage | from groups without a right rollout, % |", "|---|---|---|"]
+        lines = ["| credit | correlation with the true advantage | from groups without a right rollout, % |"]
+        lines.append("|---|---|---|")
         for name in self.advantages:
             shown = "{:.2f} [{:.2f}, {:.2f}]".format(*self.correlation(name))
             lines.append(f"| `{name}` | {shown} | {100 * self.hopeless_share(name):.0f} |")

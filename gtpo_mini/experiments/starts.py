@@ -106,8 +106,8 @@ REGIMES: dict[str, Regime] = {
     "guess_broken": Regime("guesses pay, and most bad calls are broken", _BROKEN_GUESSES, _PARITY),
     "noisy": Regime("the shipped policy: it errs by chance, greedy it is mostly right", None),
     # About 5, 20 and 50 % right when sampled, and no more when greedy.
-    "branching_5": Regime("wrong ideas of four kinds of step", _branching(("*", "-", "even", "large"), 0.7)),
-    "branching_20": Regime("wrong ideas of two kinds of step", _branching(("*", "-"), 0.7)),
+    "branching_5": Regime("wrong ideas of four kinds of step", _branching(("*", "-", "even", "large"), 0.6)),
+    "branching_20": Regime("wrong ideas of two kinds of step", _branching(("*", "-"), 0.6)),
     "branching_50": Regime("a wrong idea of one kind of step", _branching(("*",), 0.6)),
     "programs_5": Regime("wrong ideas of all kinds of step", _programs(programs.KINDS, 0.93, 0.05), **_IN_PROGRAMS),
     "programs_20": Regime("the shipped policy of this family", None, **_IN_PROGRAMS),
