@@ -42,6 +42,10 @@ def reference_returns(rewards, gamma):
 def reference_advantages(turn_rewards, gamma, normalize, groups, eps=1e-6):
     """Eq. 7: for every single turn, collect its set again and divide."""
     returns = [reference_returns(rewards, gamma) for rewards in turn_rewards]
+    if normalize == "centred":
+        pooled = {g: [x for row, h in zip(returns, groups, strict=True) if h == g for x in row] for g in groups}
+        returns = [[x - statistics.fmean(pooled[g]) for x in row] for row, g in zip(returns, groups, strict=True)]
+        normalize = "batch"
     result = []
     for i in range(len(returns)):
         row = []
@@ -129,6 +133,15 @@ def test_a_shift_changes_nothing_where_returns_shift_alike(batch, shift):
     firsts = [row[0] for row in rewards]
     moved = grpo_advantages([value + shift for value in firsts], groups)
     assert moved == pytest.approx(grpo_advantages(firsts, groups), abs=1e-7)
+
+
+def test_centred_keeps_a_group_small_whose_rollouts_differ_by_penalties_alone():
+    rewards, groups = [[-0.1, 0.0], [0.0, 0.0], [0.0, 1.0], [0.0, 0.0]], [0, 0, 1, 1]
+    by_group = gtpo_advantages(rewards, 1.0, "group", groups)
+    centred = gtpo_advantages(rewards, 1.0, "centred", groups)
+    assert max(map(abs, by_group[0])) > 1 and max(map(abs, centred[0])) < 0.25
+    assert centred[2][1] == pytest.approx(1.41, abs=0.01)
+    assert gtpo_advantages([[0.0, 1.0], [0.0, 1.0]], 1.0, "centred", [0, 1]) == [[0.0, 0.0]] * 2
 
 
 def test_a_shift_of_turn_rewards_does_change_multi_turn_advantages():
@@ -249,7 +262,7 @@ def test_other_bad_input_is_named():
         (lambda: gtpo_advantages([]), "turn_rewards must hold at least one rollout"),
         (lambda: gtpo_advantages([1.0, 2.0]), r"turn_rewards\[0\] must be a list"),
         (lambda: grpo_advantages([]), "rewards must hold at least 1"),
-        (lambda: gtpo_advantages([[1.0]], normalize="token"), "group, batch, turn, first, got 'token'"),
+        (lambda: gtpo_advantages([[1.0]], normalize="token"), "group, batch, turn, first, centred, got 'token'"),
         (lambda: gtpo_advantages([[1.0]], normalize=["group"]), "normalize must be one of"),
         (lambda: gtpo_advantages([[1.0]], groups=[0, 1]), "expected 1 entries, got 2"),
         (lambda: gtpo_advantages([[1.0], [2.0]], groups=[0], normalize="batch"), "expected 2 entries, got 1"),

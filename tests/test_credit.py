@@ -72,6 +72,15 @@ def test_groups_are_those_of_the_problems_in_whatever_order_rollouts_come(batch,
     assert mixed[1] == [pytest.approx(advantages[i], abs=1e-9) for i in order]
 
 
+def test_where_nothing_is_right_penalties_may_be_spared():
+    group = [rollout("p", "!x"), rollout("p", "x = 1"), rollout("q", "!x"), rollout("q", "x = 1")]
+    correct = [False, False, False, True]
+    spared = replace(ARMS["gtpo"], spare_hopeless=True, alpha=0.0)(group, correct, 2)[0]
+    always = replace(ARMS["gtpo"], alpha=0.0)(group, correct, 2)[0]
+    assert spared == [[0.0, 0.0], [0.0, 0.0], [-0.1, 0.0], [0.0, 1.0]]
+    assert always == [[-0.1, 0.0], *spared[1:]]
+
+
 def test_two_problems_are_never_normalised_together():
     """Interleaved, of groups of another size, or with a rollout dropped: each problem stands for itself."""
     first = [rollout("a", "print(1)"), rollout("a", "print(1)", answer="2")]

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 
 from .checks import finite_number, finite_numbers
 
-NORMALIZE = ("group", "batch", "turn", "first")
+NORMALIZE = ("group", "batch", "turn", "first", "centred")
 
 
 def turn_returns(rewards: Sequence[float], gamma: float) -> list[float]:
@@ -42,6 +42,8 @@ def gtpo_advantages(
     - "batch": all turns of all rollouts of the batch; ``groups`` is checked but plays no part
     - "turn": same problem and same turn index; biased where the policy decides when to stop
     - "first": R_i1 of the rollouts of one problem, used for every turn; drifts with the turn index
+    - "centred": the mean of the problem's turns, and the std of the whole batch once centred so: a problem whose
+      rollouts differ by penalties alone stays as small as they are
 
     Args:
         turn_rewards: one inner list a rollout, of N_i >= 1 turn rewards; the lengths may differ.
@@ -54,7 +56,7 @@ def gtpo_advantages(
     Raises: ValueError for no rollout, an empty one, a number that is not finite or out of its range, an unknown
         ``normalize``, ``groups`` of another length, or a result too large for a float.
     Source: [B], [C] (Eq. 7). The set: "group" and "batch" one re-implementation each, "turn" and "first"
-        public variants. The threshold eps: [D].
+        public variants. "centred" and the threshold eps: [D].
 
     Returns [0.5, 1], [0]: mean 0.5, so the first turn of the correct rollout gets nothing. First returns 0.5 and 0:
     mean 0.25, std 0.25, and the last turn is three of them above the mean.
@@ -75,6 +77,8 @@ def gtpo_advantages(
     if (count := len(problems)) != len(rollouts):
         raise ValueError(f"groups must name one problem a rollout: expected {len(rollouts)} entries, got {count}")
     returns = [_returns(f"turn_rewards[{i}]", rewards, gamma) for i, rewards in enumerate(rollouts)]
+    if normalize == "centred":
+        returns, normalize = _centre(returns, problems), "batch"
 
     sets: dict[Hashable, list[tuple[int, int]]] = {}  # what is normalised together: (rollout, turn) places
     for i, returns_N in enumerate(returns):
@@ -120,6 +124,19 @@ def _returns(field: str, rewards: Sequence[float], gamma: float) -> list[float]:
     if not all(math.isfinite(value) for value in returns):
         raise ValueError(f"{field} is too large: its discounted sum is no finite number; scale it down")
     return returns[::-1]
+
+
+def _centre(returns: Sequence[Sequence[float]], problems: Sequence[Hashable]) -> list[list[float]]:
+    """Returns less the mean of their problem's; exactly 0 where a problem has no spread."""
+    pooled: dict[Hashable, list[float]] = {}
+    for problem, returns_N in zip(problems, returns, strict=True):
+        pooled.setdefault(problem, []).extend(returns_N)
+    even = {problem: min(values) == max(values) for problem, values in pooled.items()}
+    means = {problem: math.fsum(value / len(values) for value in values) for problem, values in pooled.items()}
+    return [
+        [0.0 if even[problem] else value - means[problem] for value in returns_N]
+        for problem, returns_N in zip(problems, returns, strict=True)
+    ]
 
 
 def _standardise(values: Sequence[float], reference: Sequence[float], eps: float) -> list[float]:

@@ -34,11 +34,12 @@ class Credit:
     rewards: str = "turn"  #: turn (Eq. 5); or at the last turn only: trajectory, min(accuracy, format); accuracy
     returns: bool = True  #: an advantage a turn, of its return; False: one a rollout, of its summed rewards
     gamma: float = 0.9  #: discount a turn, in [0, 1]
-    normalize: str = "group"  #: what returns are normalised over: group, batch, turn or first
+    normalize: str = "group"  #: what returns are normalised over: group, batch, turn, first or centred
     alpha: float = 0.5  #: most that a wrong rollout earns by its likeness to right ones, in [0, 1]; 0: no shaping
     shaping: str = "outcome"  #: that share at the last turn (outcome), or as a potential of the code so far (potential)
     similarity: str = "ngram"  #: how two codes are compared: ngram, structure or embedding
     format_penalty: float = 0.1  #: taken from a turn with an invalid call, at least 0
+    spare_hopeless: bool = False  #: no penalty in a group in which no rollout is right
     progress: float = 0.0  #: weight of what the task itself gives a turn, at least 0; 0: the paper's form
 
     def __post_init__(self) -> None:
@@ -79,15 +80,18 @@ class Credit:
                 found = turn_potentials([rollouts[i].code_before_turns for i in members], *how)
                 for i, potential in zip(members, found, strict=True):
                     potentials[i] = potential
-        rewards = [self._rewards(*of_one) for of_one in zip(rollouts, outcomes, potentials, strict=True)]
+        hopeful = {group for group, grade in zip(groups, correct, strict=True) if grade == 1}
+        penalties = [0.0 if self.spare_hopeless and group not in hopeful else self.format_penalty for group in groups]
+        of_each = zip(rollouts, outcomes, potentials, penalties, strict=True)
+        rewards = [self._rewards(*of_one) for of_one in of_each]
         if self.returns:
             return rewards, gtpo_advantages(rewards, self.gamma, self.normalize, groups)
         whole = grpo_advantages([math.fsum(rewards_N) for rewards_N in rewards], groups)
         return rewards, [[a] * len(rollout.turns) for a, rollout in zip(whole, rollouts, strict=True)]
 
-    def _rewards(self, rollout: Trajectory, outcome: float, potential: Sequence[float]) -> list[float]:
+    def _rewards(self, rollout: Trajectory, outcome: float, potential: Sequence[float], penalty: float) -> list[float]:
         if self.rewards == "turn":
-            earned = turn_rewards(rollout, outcome, self.format_penalty)
+            earned = turn_rewards(rollout, outcome, penalty)
         else:
             whole = outcome if self.rewards == "accuracy" else trajectory_reward(rollout, outcome)
             earned = [0.0] * (len(rollout.turns) - 1) + [whole]
@@ -100,7 +104,7 @@ class Credit:
 _GTPO = Credit()
 _GRPO = Credit(rewards="trajectory", returns=False, alpha=0.0)
 
-#: Each arm is one line; all but the last three are the paper's method, taken apart.
+#: Each arm is one line; all but `VARIANTS` are the paper's method, taken apart.
 ARMS: dict[str, Credit] = {
     # The ladder: each step adds one part.
     "grpo": _GRPO,  # A_i = norm(min(accuracy_i, format_i))
@@ -120,11 +124,20 @@ ARMS: dict[str, Credit] = {
     # a group in which nothing is right teaches nothing.
     "potential": replace(_GTPO, shaping="potential"),
     "no_penalty": replace(_GTPO, format_penalty=0.0),
+    # Ours: where nothing is right, the penalties of a group stay small, or are none.
+    "normalize_centred": replace(_GTPO, normalize="centred"),
+    "spare_hopeless": replace(_GTPO, spare_hopeless=True),
     # Ours: turns earn what the task itself can verify (a fact found, an example that passes), besides the paper's.
     "+progress": replace(_GTPO, progress=0.5),
 }
 
-VARIANTS = ("potential", "no_penalty", "+progress")  #: arms that are no part of the paper
+VARIANTS = (
+    "potential",
+    "no_penalty",
+    "normalize_centred",
+    "spare_hopeless",
+    "+progress",
+)  #: arms that are no part of the paper
 
 
 def load_arm(name: str) -> CreditAssignment:

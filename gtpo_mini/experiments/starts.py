@@ -107,8 +107,8 @@ REGIMES: dict[str, Regime] = {
     "noisy": Regime("the shipped policy: it errs by chance, greedy it is mostly right", None),
     # About 5, 20 and 50 % right when sampled, and no more when greedy.
     "branching_5": Regime("wrong ideas of four kinds of step", _branching(("*", "-", "even", "large"), 0.6)),
-    "branching_20": Regime("wrong ideas of two kinds of step", _branching(("*", "-"), 0.6)),
-    "branching_50": Regime("a wrong idea of one kind of step", _branching(("*",), 0.6)),
+    "branching_20": Regime("wrong ideas of two kinds of step", _branching(("*", "-"), 0.55)),
+    "branching_50": Regime("a wrong idea of one kind of step", _branching(("large",), 0.65)),
     "programs_5": Regime("wrong ideas of all kinds of step", _programs(programs.KINDS, 0.93, 0.05), **_IN_PROGRAMS),
     "programs_20": Regime("the shipped policy of this family", None, **_IN_PROGRAMS),
     "programs_50": Regime("wrong ideas of eight kinds of step", _programs(programs.KINDS[:8], 0.75), **_IN_PROGRAMS),
