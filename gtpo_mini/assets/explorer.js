@@ -6,8 +6,6 @@ const tabs = [...document.querySelectorAll("input[name=group]")];
 const buttons = [...document.querySelectorAll("[data-arm]")];
 const sections = [...document.querySelectorAll("section")];
 const summary = document.getElementById("summary");
-const get = (one) => (one.type === "checkbox" ? Number(!one.checked) : Number(one.value));
-const set = (one, place) => { if (one.type === "checkbox") one.checked = !place; else one.value = place; };
 // The place of a setting among all settings of the first axes.
 const at = (places, axes) => places.slice(0, axes).reduce((sum, place, i) => sum * data.axes[names[i]].length + place, 0);
 const text = (number) => (number < 0 ? "\u2212" : number > 0 ? "+" : "") + Math.abs(number).toFixed(2);
@@ -19,14 +17,14 @@ function sentence(turns) {
   const broken = ["broken calls", turns.filter((turn) => turn.failed)];
   const parts = right.length
     ? [["right rollouts' first turns", right.filter((turn) => turn.first)], ["their last turns", right.filter((turn) => turn.last)],
-      broken, ["last turns of wrong rollouts", turns.filter((turn) => turn.last && !turn.right)]]
+      broken, ["last turn of the nearest miss", turns.filter((turn) => turn.last && !turn.right).slice(0, 1)]]
     : [broken, ["all other turns", turns.filter((turn) => !turn.failed)]];
   const found = parts.filter(([, some]) => some.length).map(([name, some]) => `${name} ${text(mean(some.map((turn) => turn.advantage)))}`);
   return (right.length ? "On average: " : "No rollout is right. On average: ") + found.join("; ") + ".";
 }
 
 function update() {
-  const places = names.map((name) => get(control[name]));
+  const places = names.map((name) => Number(control[name].value));
   const chosen = tabs.findIndex((tab) => tab.checked);
   const group = data.groups[chosen];
   const row = (kind, axes) => group.rows[group[kind][at(places, axes)]];
@@ -36,7 +34,7 @@ function update() {
     const number = (kind) => rows[kind][group.turns[i]] / 1000;
     const advantage = number("advantage");
     cell.querySelector(".reward").textContent = text(number("reward"));
-    cell.querySelector(".return").textContent = control.returns.checked ? text(number("return")) : "not used";
+    cell.querySelector(".return").textContent = data.axes.returns[places[4]] ? text(number("return")) : "not used";
     cell.querySelector(".advantage").textContent = text(advantage);
     const strength = Math.min(Math.abs(advantage) / 2, 1);
     cell.classList.toggle("up", advantage > 0);
@@ -52,8 +50,8 @@ function update() {
   names.forEach((name, axis) => {
     const value = data.axes[name][places[axis]];
     const shown = control[name].closest(".control");
-    const same = data.axes[name].every((_, place) => group.advantages[at(places.with(axis, place), 6)] === group.advantages[at(places, 6)]);
-    shown.classList.toggle("idle", same);
+    const other = (place) => group.advantages[at(places.map((mine, i) => (i === axis ? place : mine)), 6)];
+    shown.classList.toggle("idle", data.axes[name].every((_, place) => other(place) === other(places[axis])));
     if (control[name].type === "range") {
       shown.querySelector("output").textContent = value;
       control[name].setAttribute("aria-valuetext", value);
@@ -65,7 +63,7 @@ function update() {
 for (const one of [...Object.values(control), ...tabs]) one.addEventListener("input", update);
 for (const button of buttons) {
   button.addEventListener("click", () => {
-    data.arms[button.dataset.arm].forEach((place, axis) => set(control[names[axis]], place));
+    data.arms[button.dataset.arm].forEach((place, axis) => control[names[axis]].value = place);
     update();
   });
 }

@@ -16,8 +16,9 @@ from ..credit.advantages import NORMALIZE, gtpo_advantages, turn_returns
 from ..credit.credit import ARMS, Credit, group_numbers
 from ..policy.model import Policy
 from ..rollout.transcript import transcript
+from ..types import Trajectory
 from .evaluate import Group
-from .viewer import _ASSETS, _STYLE, _clean, _runs, _syntax
+from .viewer import _ASSETS, _STYLE, _clean
 
 #: What the page can set: fields of `Credit`. Rewards depend on the first three, returns on four, advantages on all.
 AXES: dict[str, tuple[Any, ...]] = {
@@ -28,12 +29,10 @@ AXES: dict[str, tuple[Any, ...]] = {
     "returns": (True, False),
     "normalize": NORMALIZE,
 }
-_ALL = Credit(alpha=1.0, rewards="accuracy", returns=False)  # its rewards are the likenesses of the wrong rollouts
+_LIKENESS = Credit(rewards="accuracy", alpha=1.0)  # what a wrong rollout earns is the likeness of its code
 _LONGEST = 400  # characters of one text: a page of model output must not grow without bound
 _PAGE = _ASSETS.get_template("explorer.html")
 _OWN_STYLE, _SCRIPT = (Markup(_ASSETS.loader.get_source(_ASSETS, f"explorer.{end}")[0]) for end in ("css", "js"))
-
-Order = Sequence[Sequence[int]]  # of each group on the page: the numbers of its rollouts in the batch
 
 
 def explorer_page(
@@ -44,41 +43,37 @@ def explorer_page(
     Args:
         groups: graded groups of `sample`, all of one size: together they are the batch.
         policy: that made them.
-        show: which of them the page holds; None: one with as many right as wrong, one with nothing right, and the one
-            with the wrong rollout that is most like right ones, as far as there are such.
+        show: which of them the page holds; None: one with as many right as wrong, one with nothing right, and one
+            with a wrong rollout whose code is most like that of right ones, as far as there are such.
 
     The page computes no credit: its numbers are a `credit_grid`. It loads nothing, and only its own script can run.
     Raises ValueError for no groups, groups of several sizes, or a number in ``show`` that names none.
     """
     rollouts, grades, size = _batch(groups)
-    likeness = [row[-1] for row in _ALL(rollouts, grades, size)[0]]
-    names = _interesting(groups, likeness) if show is None else {i: f"problem {i + 1}" for i in show}
+    likeness = [row[-1] for row in _LIKENESS(rollouts, grades, size)[0]]
+    members = [range(first, first + size) for first in range(0, len(rollouts), size)]
+    names = _interesting(members, rollouts, grades, likeness) if show is None else {i: f"problem {i + 1}" for i in show}
     if not names or not set(names) <= set(range(len(groups))):
         raise ValueError(f"show={show!r}: must name at least one of the groups 0 to {len(groups) - 1}")
     # The best first: right rollouts, then those that are most like them.
-    order = [sorted(range(i * size, i * size + size), key=lambda n: (-grades[n], -likeness[n])) for i in names]
+    order = [sorted(members[i], key=lambda n: (-grades[n], -likeness[n])) for i in names]
     arms = {
         name: [values.index(getattr(arm, field)) for field, values in AXES.items()]
-        for name, arm in ARMS.items()
-        if name.partition("_")[0] not in ("alpha", "gamma", "normalize") and _on_grid(arm)
+        for name, arm in ARMS.items()  # those of one moved slider need no button
+        if not name.startswith(("alpha_", "gamma_", "normalize_")) and on_grid(arm)
     }
-    data = {"axes": AXES, "arms": arms, "groups": credit_grid(groups, order)}
-    sections = [
-        {"name": name, "right": _count_right(groups[i]), "rollouts": [_shown(rollouts[n], policy) for n in numbers]}
-        | {"facts": [(n % size + 1, grades[n], likeness[n]) for n in numbers]}
-        for (i, name), numbers in zip(names.items(), order, strict=True)
-    ]
+    sections = []
+    for name, numbers in zip(names.values(), order, strict=True):
+        facts = [{"number": n % size + 1, "grade": grades[n], "likeness": likeness[n]} for n in numbers]
+        shown = [_shown(rollouts[n], policy) | fact for n, fact in zip(numbers, facts, strict=True)]
+        sections.append({"name": name, "right": sum(grades[n] == 1 for n in numbers), "rollouts": shown})
+    data = json.dumps({"axes": AXES, "arms": arms, "groups": credit_grid(groups, order)}, separators=(",", ":"))
     digest = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
     return _PAGE.render(
         csp=Markup(f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"),
-        title=_clean(title),
-        style=_STYLE + _OWN_STYLE,
-        script=_SCRIPT,
-        data=Markup(json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")),
-        axes=AXES,
-        arms=arms,
-        sections=_clean(sections),
-        batch=len(groups),
+        data=Markup(data.replace("<", "\\u003c")),
+        **{"title": _clean(title), "sections": _clean(sections), "batch": len(groups), "axes": AXES, "arms": arms},
+        **{"style": _STYLE + _OWN_STYLE, "script": _SCRIPT},
     )
 
 
@@ -91,7 +86,7 @@ def explorer_html(
     return f'<div>{frame} style="width:100%;height:760px;border:1px solid #888"></iframe></div>'
 
 
-def credit_grid(groups: Sequence[Group], order: Order) -> list[dict[str, Any]]:
+def credit_grid(groups: Sequence[Group], order: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
     """Rewards, returns and advantages of every turn at every setting of `AXES`, in thousandths.
 
     Args: groups: the batch, of one size; order: of each wanted group, its rollouts, numbered through the batch.
@@ -129,7 +124,7 @@ def credit_grid(groups: Sequence[Group], order: Order) -> list[dict[str, Any]]:
     return found
 
 
-def _batch(groups: Sequence[Group]) -> tuple[list[Any], list[float], int]:
+def _batch(groups: Sequence[Group]) -> tuple[list[Trajectory], list[float], int]:
     sizes = {len(group.rollouts) for group in groups}
     if len(sizes) != 1:
         raise ValueError(f"groups must all be of one size, at least one, got sizes {sorted(sizes)}")
@@ -137,44 +132,41 @@ def _batch(groups: Sequence[Group]) -> tuple[list[Any], list[float], int]:
     return rollouts, [float(grade) for group in groups for grade in group.correct], sizes.pop()
 
 
-def _count_right(group: Group) -> int:
-    return sum(grade == 1 for grade in group.correct)
+def on_grid(arm: Credit) -> bool:
+    """Whether the page's controls can be set to an arm."""
+    chosen = {field: getattr(arm, field) for field in AXES}
+    return arm == Credit(**chosen) and all(value in AXES[field] for field, value in chosen.items())
 
 
-def _on_grid(arm: Credit) -> bool:
-    other = (arm.shaping, arm.similarity, arm.progress) == ("outcome", "ngram", 0.0)
-    return other and all(getattr(arm, field) in values for field, values in AXES.items())
-
-
-def _interesting(groups: Sequence[Group], likeness: Sequence[float]) -> dict[int, str]:
-    """A mixed group, one with nothing right (and some broken calls, if there is one), and one with a near miss."""
-    size, right = len(groups[0].rollouts), [_count_right(group) for group in groups]
-    broken = [sum(turn.invalid_call for one in group.rollouts for turn in one.turns) for group in groups]
-    near = [max([x for x in likeness[i * size : i * size + size] if x < 1], default=0.0) for i in range(len(groups))]
-    mixed = [i for i, count in enumerate(right) if 0 < count < size]
+def _interesting(
+    members: Sequence[range], rollouts: Sequence[Trajectory], grades: Sequence[float], likeness: Sequence[float]
+) -> dict[int, str]:
+    """Names of a mixed group, one with nothing right (and most broken calls), and one with a near miss."""
+    right = [sum(grades[n] == 1 for n in group) for group in members]
+    broken = [sum(turn.invalid_call for n in group for turn in rollouts[n].turns) for group in members]
+    near = [max([likeness[n] for n in group if grades[n] == 0], default=0.0) for group in members]
+    even = [min(count, len(group) - count) for count, group in zip(right, members, strict=True)]
+    mixed, weak = [i for i, count in enumerate(even) if count], [i for i, count in enumerate(right) if not count]
     names: dict[int, str] = {}
-    for name, found, key in (
-        ("mixed group", mixed, lambda i: min(right[i], size - right[i])),
-        ("weak group", [i for i, count in enumerate(right) if count == 0], lambda i: broken[i]),
-        ("near miss", mixed, lambda i: near[i]),
-    ):
+    for name, found, most in (("mixed group", mixed, even), ("weak group", weak, broken), ("near miss", mixed, near)):
         if rest := [i for i in found if i not in names]:
-            names[max(rest, key=key)] = name
+            names[max(rest, key=most.__getitem__)] = name
     return names or {0: "problem 1"}
 
 
-def _shown(rollout: Any, policy: Policy) -> dict[str, Any]:
+def _shown(rollout: Trajectory, policy: Policy) -> dict[str, Any]:
     """A rollout for the template: each turn's call and what came back, and the whole text as the policy wrote it."""
     shown, turns = transcript(rollout, policy), []
     for turn, line in zip(rollout.turns, shown["turns"], strict=True):
-        text, result = "".join(piece for piece, _ in line["pieces"]), turn.result
-        code = _cut(turn.text if turn.code is None else turn.code)
-        output = "" if result is None else result.stdout.strip() if result.ok else result.error.strip()
-        parts = _runs(code, _syntax(code) if turn.code else [""] * len(code))
-        one = {"parts": parts, "failed": turn.invalid_call, "ran": result is not None}
-        turns.append({**one, "output": _cut(output), "written": _cut(text), "tool": _cut(line["tool"])})
-    answer = None if shown["answer"] is None else _cut(shown["answer"])
-    return {**shown, "question": _cut(shown["question"]), "gold": _cut(shown["gold"]), "answer": answer, "turns": turns}
+        result, written = turn.result, "".join(piece for piece, _ in line["pieces"])
+        output = "" if result is None else (result.stdout if result.ok else result.error).strip()
+        texts = {"call": turn.code or turn.text, "output": output, "written": written, "tool": line["tool"].strip()}
+        turns.append(
+            {name: _cut(text) for name, text in texts.items()}
+            | {"failed": turn.invalid_call, "ran": result is not None}
+        )
+    texts = {name: _cut(shown[name]) for name in ("question", "gold")}
+    return texts | {"answer": _cut("none" if rollout.answer is None else rollout.answer), "turns": turns}
 
 
 def _cut(text: str) -> str:
