@@ -8,6 +8,7 @@ import random
 import re
 import shutil
 import subprocess
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -200,7 +201,10 @@ class Browser:
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     browser = Browser(tmp_path_factory.mktemp("chromium"))
+    watchdog = threading.Timer(300, browser.process.kill)  # a browser that hangs must not hang the tests
+    watchdog.start()
     yield browser
+    watchdog.cancel()
     browser.process.kill()
     browser.process.communicate()
 

@@ -64,14 +64,16 @@ def explorer_page(
     }
     sections = []
     for name, numbers in zip(names.values(), order, strict=True):
-        facts = [{"number": n % size + 1, "grade": grades[n], "likeness": likeness[n]} for n in numbers]
-        shown = [_shown(rollouts[n], policy) | fact for n, fact in zip(numbers, facts, strict=True)]
+        shown = [
+            {**_shown(rollouts[n], policy), "number": n % size + 1, "grade": grades[n], "likeness": likeness[n]}
+            for n in numbers
+        ]
         sections.append({"name": name, "right": sum(grades[n] == 1 for n in numbers), "rollouts": shown})
     data = json.dumps({"axes": AXES, "arms": arms, "groups": credit_grid(groups, order)}, separators=(",", ":"))
     digest = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
     return _PAGE.render(
         csp=Markup(f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"),
-        data=Markup(data.replace("<", "\\u003c")),
+        data=Markup(data),  # numbers, and names of our own: no text of a rollout is in it
         **{"title": _clean(title), "sections": _clean(sections), "batch": len(groups), "axes": AXES, "arms": arms},
         **{"style": _STYLE + _OWN_STYLE, "script": _SCRIPT},
     )
@@ -83,7 +85,7 @@ def explorer_html(
     """The `explorer_page` in a frame for a notebook's output, whose script cannot reach the notebook."""
     page = escape(explorer_page(groups, policy, show, title))
     frame = f'<iframe sandbox=allow-scripts title="{escape(_clean(title))}" srcdoc="{page}"'
-    return f'<div>{frame} style="width:100%;height:760px;border:1px solid #888"></iframe></div>'
+    return f'<div>{frame} style="width:100%;height:1000px;border:1px solid #888"></iframe></div>'
 
 
 def credit_grid(groups: Sequence[Group], order: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
@@ -133,7 +135,11 @@ def _batch(groups: Sequence[Group]) -> tuple[list[Trajectory], list[float], int]
 
 
 def on_grid(arm: Credit) -> bool:
-    """Whether the page's controls can be set to an arm."""
+    """Whether the page's controls can be set to an arm.
+
+    >>> on_grid(ARMS["gtpo"]), on_grid(ARMS["potential"])
+    (True, False)
+    """
     chosen = {field: getattr(arm, field) for field in AXES}
     return arm == Credit(**chosen) and all(value in AXES[field] for field, value in chosen.items())
 
