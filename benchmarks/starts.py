@@ -15,8 +15,8 @@ import torch
 
 from gtpo_mini import evaluate, load_policy, load_profile, load_task
 from gtpo_mini.experiments.coldstart import regime_policy
-from gtpo_mini.experiments.starts import REGIMES
 from gtpo_mini.sandbox import Sandbox
+from gtpo_mini.tasks.starts import REGIMES
 from gtpo_mini.train.metrics import run_header
 
 RECORD = Path(__file__).parent / "results" / "starts.json"

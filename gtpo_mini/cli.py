@@ -243,6 +243,19 @@ def plot(runs: Positional[str], output: str = "results", name: str = "side_by_si
     print(experiments.plots.save_figure(figure, name, recorded, output))
 
 
+def meter(regimes: Positional[tuple[str, ...]], output: str = "results/meter", problems: int = 24) -> None:
+    """Correlate each arm's advantages with the true ones, before any training.
+
+    Args:
+        regimes: starts, e.g. branching_20 facts_20
+        output: folder; a file a regime, which is read again where it is there
+        problems: groups of eight rollouts
+    """
+    for name in regimes:
+        record = experiments.meter.measure_regime(name, output, problems)
+        print(f"{name}: {record['groups']} groups\n{experiments.meter.meter_table(record)}\n")
+
+
 def report() -> None:
     """Write the results in README and docs from data/runs, and their figures."""
     print(experiments.report.write_report(), *experiments.plots.readme_figures(), sep="\n")
@@ -275,7 +288,7 @@ def reproduce(notebooks: Positional[tuple[str, ...]] = (), output: str = "result
 
 #: The first three take the command line itself: one option's default there depends on another's value.
 COMMANDS = {c.__name__.lower(): c for c in (train, evaluate, imitate, compare, check, view, merge)}
-COMMANDS |= {c.__name__.lower(): c for c in (Experiment, Search, plot, report, links, coldstart, reproduce)}
+COMMANDS |= {c.__name__.lower(): c for c in (Experiment, Search, plot, meter, report, links, coldstart, reproduce)}
 
 
 def parse(kind: type, name: str, argv: list[str]) -> Any:

@@ -10,12 +10,12 @@ import torch
 
 from gtpo_mini.experiments.coldstart import cold_start, regime_policy
 from gtpo_mini.experiments.evaluate import evaluate
-from gtpo_mini.experiments.starts import FAMILIES, REGIMES, Stage, load_regime
 from gtpo_mini.policy.load import TINY_FOLDER, load_policy
 from gtpo_mini.rollout.chat import Chat
 from gtpo_mini.rollout.protocol import load_protocol
 from gtpo_mini.tasks.branching import KINDS, TraceNoise, draw_problems, write_turns
 from gtpo_mini.tasks.habits import Habits, Solver
+from gtpo_mini.tasks.starts import FAMILIES, REGIMES, Stage, load_regime
 from gtpo_mini.tasks.task import load_task
 from gtpo_mini.train.config import load_profile
 from gtpo_mini.train.imitation import make_trace

@@ -29,11 +29,11 @@ from ..rollout.protocol import load_protocol
 from ..sandbox import Sandbox
 from ..tasks.branching import draw_problems
 from ..tasks.habits import Habits
+from ..tasks.starts import FAMILIES, Stage, load_regime
 from ..tasks.task import load_task
 from ..train.config import results_folder
 from ..train.imitation import imitate, make_trace
 from ..types import Trajectory
-from .starts import FAMILIES, Stage, load_regime
 
 # It keeps the last message only: the cold start taught the one protocol there is, so instructions and examples would
 # only make every prompt four times as long.

@@ -22,6 +22,7 @@ from ..credit.checks import finite_number
 from ..credit.credit import Credit, load_arm
 from ..policy.load import load_policy
 from ..sandbox import Sandbox
+from ..tasks.starts import load_regime
 from ..tasks.task import load_task
 from ..train.config import load_profile
 from ..train.metrics import mean
@@ -30,7 +31,6 @@ from ..train.trainer import Trainer
 from .coldstart import regime_policy
 from .compare import by_arm
 from .evaluate import evaluate
-from .starts import load_regime
 from .stats import t_interval
 
 _EVAL_ROWS = 256  # rollouts decoded at once in an evaluation, which keeps nothing for a backward pass

@@ -7,25 +7,33 @@ No training is needed, and all estimators are measured on the same rollouts.
 
 from __future__ import annotations
 
+import json
 import random
+import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..credit.credit import CreditAssignment, assign_credit
+from ..credit.credit import ARMS, CreditAssignment, assign_credit
+from ..policy.load import load_policy
 from ..policy.model import Policy
 from ..rollout.engine import RolloutEngine
 from ..rollout.protocol import ToolProtocol, load_protocol
 from ..rollout.settings import SamplingSettings
 from ..sandbox import Sandbox
 from ..sandbox.client import Session
-from ..tasks.task import Task
+from ..tasks.starts import load_regime
+from ..tasks.task import Task, load_task
+from ..train.config import load_profile
+from ..train.metrics import run_header
 from ..types import Problem, Trajectory, Turn
+from .coldstart import regime_policy
 from .evaluate import Group, sample
 from .stats import Interval
 
@@ -121,12 +129,21 @@ class Meter:
 
     def table(self) -> str:
         """Markdown: a line an estimator."""
-        lines = ["| credit | correlation with the true advantage | from groups without a right rollout, % |"]
-        lines.append("|---|---|---|")
-        for name in self.advantages:
-            shown = "{:.2f} [{:.2f}, {:.2f}]".format(*self.correlation(name))
-            lines.append(f"| `{name}` | {shown} | {100 * self.hopeless_share(name):.0f} |")
-        return "\n".join([*lines, f"\nAt most {self.ceiling:.2f} could be reached: the true advantages are estimates."])
+        return meter_table(self.record())
+
+
+def meter_table(record: Mapping[str, Any]) -> str:
+    """Markdown of a `Meter.record`: a line an estimator."""
+    lines = [
+        "| credit | correlation with the true advantage | from groups without a right rollout, % |",
+        "|---|---|---|",
+    ]
+    for name, found in record["credits"].items():
+        shown = "{:.2f} [{:.2f}, {:.2f}]".format(*found["correlation"])
+        lines.append(f"| `{name}` | {shown} | {100 * found['hopeless_share']:.0f} |")
+    return "\n".join(
+        [*lines, f"\nAt most {record['ceiling']:.2f} could be reached: the true advantages are estimates."]
+    )
 
 
 def _pearson(a: np.ndarray, b: np.ndarray) -> float:
@@ -188,6 +205,25 @@ def credit_meter(
     found = {name: np.array(values) for name, values in rows.items()}
     found["truth"] = found["truth"].T
     return Meter(**found, advantages={name: np.array(values) for name, values in advantages.items()})
+
+
+def measure_regime(name: str, output: str | Path, problems: int = 24, continuations: int = 12) -> dict[str, Any]:
+    """The meter's record of all arms in a regime's start, in ``output/NAME.json``; read again where it is there."""
+    path = Path(output) / f"{name}.json"
+    if path.exists():
+        return json.loads(path.read_text(encoding="utf-8"))
+    regime, folder = load_regime(name), regime_policy(name)
+    config = replace(load_profile("cpu").train, **regime.changes)
+    policy, task = load_policy(folder, device="cpu"), load_task(regime.family, **regime.task)
+    credits = {arm: credit for arm, credit in ARMS.items() if credit.similarity != "embedding"}  # needs a model
+    start = time.perf_counter()
+    found = credit_meter(policy, task, credits, problems, continuations, settings=config.sampling()).record()
+    header = run_header(config, folder.name, task.name, str(policy.device))
+    facts = {key: header[key] for key in ("command", "commit", "versions", "device", "threads")}
+    facts |= {"regime": name, "continuations": continuations, "seconds": round(time.perf_counter() - start)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**facts, **found}, indent=1) + "\n", encoding="utf-8")
+    return {**facts, **found}
 
 
 def _kind(turn: Turn, truth: np.ndarray, last: bool) -> str:

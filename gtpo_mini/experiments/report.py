@@ -10,10 +10,10 @@ from pathlib import Path
 from jinja2 import StrictUndefined, Template
 
 from ..credit.credit import ARMS, VARIANTS
+from ..tasks.starts import REGIMES
 from ..train.metrics import mean
 from ..train.record import RecordedRun, load_runs
 from .compare import Difference, accuracies, by_arm, corrected, differences, percent, points
-from .starts import REGIMES
 from .stats import t_interval
 
 _NAMES = {"grpo": "GRPO", "gtpo": "GTPO"}

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from ..tasks import branching, facts, programs
-from ..tasks.branching import TraceNoise
-from ..tasks.habits import Habits
 from ..types import ExecutionResult, Problem
+from . import branching, facts, programs
+from .branching import TraceNoise
+from .habits import Habits
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ REGIMES: dict[str, Regime] = {
     "branching_50": Regime("a wrong idea of one kind of step", _branching(("large",), 0.65)),
     "programs_5": Regime("wrong ideas of all kinds of step", _programs(programs.KINDS, 0.93, 0.05), **_IN_PROGRAMS),
     "programs_20": Regime("the shipped policy of this family", None, **_IN_PROGRAMS),
-    "programs_50": Regime("wrong ideas of eight kinds of step", _programs(programs.KINDS[:8], 0.75), **_IN_PROGRAMS),
+    "programs_50": Regime("wrong ideas of ten kinds of step", _programs(programs.KINDS[:10], 0.75), **_IN_PROGRAMS),
     "facts_5": Regime("wrong ideas of all properties", _facts(tuple(facts.PROPERTIES), 0.7), **_IN_FACTS),
     "facts_20": Regime("the shipped policy of this family", None, **_IN_FACTS),
     "facts_50": Regime("a wrong idea of one property", _facts(("boss",), 0.7), **_IN_FACTS),
