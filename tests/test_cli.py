@@ -72,7 +72,7 @@ def test_evaluate_writes_results_per_problem(own_task, tmp_path, capsys):
         (["--task", "nope"], "unknown task 'nope'; known: branching"),
         (["--profile", "tpu"], "unknown profile 'tpu'; known: cpu"),
         (["--arm", "ppo"], "unknown arm 'ppo'; known: grpo"),
-        (["--normalize", "rollout"], "normalize must be one of group, batch, turn, first, got 'rollout'"),
+        (["--normalize", "rollout"], "normalize must be one of group, batch, turn, first, centred, got 'rollout'"),
         (["--gamma", "1.5"], "gamma must be a finite number in [0, 1], got 1.5"),
         (["--group-size", "1"], "group_size=1: must be at least 2"),
         (["--temperature", "0"], "temperature=0.0: must be"),

@@ -134,16 +134,12 @@ class Meter:
 
 def meter_table(record: Mapping[str, Any]) -> str:
     """Markdown of a `Meter.record`: a line an estimator."""
-    lines = [
-        "| credit | correlation with the true advantage | from groups without a right rollout, % |",
-        "|---|---|---|",
-    ]
+    lines = ["| credit | correlation with the true advantage | from groups without a right rollout, % |"]
+    lines.append("|---|---|---|")
     for name, found in record["credits"].items():
         shown = "{:.2f} [{:.2f}, {:.2f}]".format(*found["correlation"])
         lines.append(f"| `{name}` | {shown} | {100 * found['hopeless_share']:.0f} |")
-    return "\n".join(
-        [*lines, f"\nAt most {record['ceiling']:.2f} could be reached: the true advantages are estimates."]
-    )
+    return "\n".join([*lines, f"\nAt most {record['ceiling']:.2f} can be reached: the true advantages are estimates."])
 
 
 def _pearson(a: np.ndarray, b: np.ndarray) -> float:

@@ -112,7 +112,7 @@ REGIMES: dict[str, Regime] = {
     "programs_5": Regime("wrong ideas of all kinds of step", _programs(programs.KINDS, 0.93, 0.05), **_IN_PROGRAMS),
     "programs_20": Regime("the shipped policy of this family", None, **_IN_PROGRAMS),
     "programs_50": Regime("wrong ideas of ten kinds of step", _programs(programs.KINDS[:10], 0.75), **_IN_PROGRAMS),
-    "facts_5": Regime("wrong ideas of all properties", _facts(tuple(facts.PROPERTIES), 0.7), **_IN_FACTS),
+    "facts_5": Regime("wrong ideas of all properties", _facts(tuple(facts.PROPERTIES), 0.62), **_IN_FACTS),
     "facts_20": Regime("the shipped policy of this family", None, **_IN_FACTS),
     "facts_50": Regime("a wrong idea of one property", _facts(("boss",), 0.7), **_IN_FACTS),
 }
