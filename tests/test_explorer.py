@@ -93,7 +93,7 @@ def test_the_grid_ships_no_row_and_no_column_twice(groups):
 
 
 def test_arms_are_on_the_grid_by_their_settings():
-    assert len(ALL_ARMS) == 17 and ARMS["gtpo"] in ALL_ARMS
+    assert len(ALL_ARMS) == 18 and ARMS["gtpo"] in ALL_ARMS
     assert not any(on_grid(arm) for arm in (ARMS["potential"], ARMS["+progress"], Credit(gamma=0.31)))
 
 
