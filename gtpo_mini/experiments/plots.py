@@ -7,6 +7,7 @@ import json
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib import pyplot as plt
@@ -107,6 +108,28 @@ def plot_differences(found: Sequence[Difference], title: str) -> Figure:
     _finish(axes, grid=False)
     bars = "bold: 95 % t-interval over paired seeds; thin: bootstrap over problems; grey: too small to see (80 % power)"
     figure.supxlabel(bars, fontsize=8, color="#555555")
+    return figure
+
+
+def plot_meters(meters: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """How near each arm's praise lies to the true worth of turns, a row a start: records of `load_meters`."""
+    arms = ("grpo", "grpo_accuracy", "+turn_rewards", "+returns", "gtpo", "potential")
+    figure, axes = plt.subplots(figsize=(8, 1.2 + 0.55 * len(meters)), layout="constrained")
+    for row, record in enumerate(meters.values()):
+        first = row == 0  # which alone is named in the legend
+        axes.plot(record["ceiling"], row, "|", color="grey", markersize=16, label="most possible" if first else None)
+        for place, arm in enumerate(arms):
+            colour, marker, label = ARM_STYLE[arm]
+            estimate, *ends = record["credits"][arm]["correlation"]
+            height = row + 0.11 * (place - (len(arms) - 1) / 2)
+            axes.plot(ends, [height] * 2, color=colour, linewidth=1)
+            axes.plot(estimate, height, marker, color=colour, markersize=5, label=label if first else None)
+    axes.set_yticks(range(len(meters)), list(meters))
+    axes.invert_yaxis()
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_xlabel("correlation of a turn's advantage with its true worth (95 % bootstrap interval over groups)")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    _finish(axes)
     return figure
 
 

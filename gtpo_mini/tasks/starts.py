@@ -30,9 +30,11 @@ class Stage:
     task: Mapping[str, object] = field(default_factory=dict)  #: options of `draw_problems`: steps, ask
 
 
-def ideas(kinds: Sequence[str], wrong: Sequence[str], chance: float, revise: float = 0.2) -> Habits:
+def ideas(
+    kinds: Sequence[str], wrong: Sequence[str], chance: float, revise: float = 0.2, others: float = 0.03
+) -> Habits:
     """Habits of a solver that has a wrong idea of the kinds ``wrong`` with that chance, and seldom of the others."""
-    return Habits({kind: chance if kind in wrong else 0.03 for kind in kinds}, revise=revise)
+    return Habits({kind: chance if kind in wrong else others for kind in kinds}, revise=revise)
 
 
 def _skill(kinds: Sequence[str]) -> Stage:
@@ -104,12 +106,17 @@ REGIMES: dict[str, Regime] = {
     "hopeless": Regime("five steps, hardly ever right", _WEAK, *_LONG),
     "guess": Regime("even or odd: half of all guesses are right", replace(_BASE, skip=0.15), _PARITY),
     "guess_broken": Regime("guesses pay, and most bad calls are broken", _BROKEN_GUESSES, _PARITY),
+    "rare_clean": Regime(
+        "two calls in three are broken, and each is written again",
+        TraceNoise(bad_call=0.65, recover=1.0, invalid=1.0),
+        changes={"max_turns": 9, "max_context": 448},
+    ),
     "noisy": Regime("the shipped policy: it errs by chance, greedy it is mostly right", None),
     # About 5, 20 and 50 % right when sampled, and no more when greedy.
     "branching_5": Regime("wrong ideas of four kinds of step", _branching(("*", "-", "even", "large"), 0.6)),
     "branching_20": Regime("wrong ideas of two kinds of step", _branching(("*", "-"), 0.55)),
-    "branching_50": Regime("a wrong idea of one kind of step", _branching(("large",), 0.65)),
-    "programs_5": Regime("wrong ideas of all kinds of step", _programs(programs.KINDS, 0.93, 0.05), **_IN_PROGRAMS),
+    "branching_50": Regime("a wrong idea of one kind of step", _branching(("*",), 0.52, others=0.0)),
+    "programs_5": Regime("wrong ideas of all kinds of step", _programs(programs.KINDS, 0.98, 0.02), **_IN_PROGRAMS),
     "programs_20": Regime("the shipped policy of this family", None, **_IN_PROGRAMS),
     "programs_50": Regime("wrong ideas of ten kinds of step", _programs(programs.KINDS[:10], 0.75), **_IN_PROGRAMS),
     "facts_5": Regime("wrong ideas of all properties", _facts(tuple(facts.PROPERTIES), 0.62), **_IN_FACTS),
