@@ -313,11 +313,11 @@ def rewards(*turns: Turn) -> list[float]:
 
 EVEN = "def f(x): return x * 3"  # one of three
 SEVEN = "def f(x): return x * 3 + 4"  # two of three
-THIRD = pytest.approx(1 / 3)
 
 
 def test_a_turn_earns_what_its_code_gets_right_beyond_the_best_before():
-    assert rewards(ran(EVEN), ran(SEVEN), ran(RIGHT), ran(None)) == [THIRD, THIRD, THIRD, 0]
+    # The share of hidden tests bounds it: SEVEN has two of three examples, and half of the hidden tests.
+    assert rewards(ran(EVEN), ran(SEVEN), ran(RIGHT), ran(None)) == pytest.approx([1 / 3, 1 / 6, 1 / 2, 0])
     assert rewards(ran("y = 1"), ran(f"{RIGHT}\ncheck(f)")) == [0, 1]
     assert rewards(ran("k = 3"), ran(RIGHT.replace("3", "k"))) == [0, 1]  # a session keeps its variables
     assert rewards(ran(RIGHT), ran("for call, value in examples: print(eval(call) == value)"), ran(EVEN)) == [1, 0, 0]
@@ -337,7 +337,8 @@ FARMING = {
     "changes the examples": [(ran("examples[:] = [('0', 0)]\ndef f(x): return 0\ncheck(f)", stdout="1 of 1\n"), 0)],
     "equals everything": [(ran(ATTACKS["a number that equals everything"], stdout="3 of 3\n"), 0)],
     "a call that did not run": [(ran(RIGHT, ok=False), 0), (ran(None), 0)],
-    "a table of the examples": [(ran(ATTACKS["a table of the public examples"]), 1), (ran(RIGHT), 0)],
+    "a table of the examples": [(ran(ATTACKS["a table of the public examples"]), 0), (ran(RIGHT), 1)],
+    "the session's examples": [(ran("D = dict(examples)\ndef f(x): return D['f(%r)' % (x,)]"), 0)],
     "leaves": [(ran(ATTACKS["prints a line that looks right and leaves"][:-12] + "\ndef f(x): return 0"), 0)],
 }
 

@@ -77,6 +77,7 @@ class Cage:
             return
         if self.landlock:
             readable = [*folders, *LIBRARIES, self.config["folder"]]
+            readable = landlock.without(readable, self.config["hidden"])
             low = landlock.ruleset(self.libc, self.landlock, readable)
             self._ruleset = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, 100)  # out of the way of a child's own
             os.close(low)

@@ -40,6 +40,27 @@ def ruleset(libc: ctypes.CDLL, version: int, folders: list[str]) -> int:
     return fd
 
 
+def without(folders: list[str], hidden: list[str]) -> list[str]:
+    """The folders, those that hold a ``hidden`` one given by their entries: what is opened is open all the way down.
+
+    A link among the entries is left out; where it leads within the folders, that is open anyway.
+    """
+    found, left = [], list(folders)
+    while left:
+        folder = left.pop()
+        real = os.path.realpath(folder)
+        if real in hidden:
+            continue
+        if not any(path.startswith(real + os.sep) for path in hidden):
+            found.append(folder)
+            continue
+        try:
+            left += [entry.path for entry in os.scandir(real) if not entry.is_symlink()]
+        except OSError:
+            continue
+    return found
+
+
 def restrict(libc: ctypes.CDLL, fd: int) -> None:
     """Enforce the ruleset on this process, for good; OSError where the kernel refuses. Needs ``no_new_privs``."""
     _call(libc, _RESTRICT, fd, 0)

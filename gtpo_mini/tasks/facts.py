@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import random
+import secrets
 from collections.abc import Collection, Generator, Mapping, Sequence
 from typing import Any
 
@@ -41,6 +42,7 @@ _ASKS = ("entity", "yes_no")
 _OTHERS = 5  # entities beside those of the chain
 _EACH = 4  # properties of an entity; the first one has all
 _OPPOSITE = {"yes": "no", "no": "yes"}
+SALT = secrets.token_hex(8)  #: of this process: what lies in a session says nothing of the problem that it is of
 _SETUP = '''\
 def look_up(name, what, _salt={salt!r}, _table={table!r}):
     """The value of a fact, e.g. look_up("Bokari", "friend"), or "unknown"."""
@@ -108,7 +110,10 @@ def draw_problems(
             found[problem.id] = problem
             if problem.answer in room:
                 room[problem.answer] -= 1
-    return tuple(found.values())
+    drawn = list(found.values())
+    if ask == "yes_no":  # when one answer is full, only the other is drawn
+        rng.shuffle(drawn)
+    return tuple(drawn)
 
 
 def setup(problem: Problem) -> str:
@@ -121,10 +126,10 @@ def setup(problem: Problem) -> str:
     """
     table = {}
     for name, what, value in problem.metadata["facts"]:
-        draw = random.Random(f"{problem.id}|{name}|{what}")
+        draw = random.Random(f"{SALT}{problem.id}|{name}|{what}")
         spot = draw.getrandbits(64)
         table[spot] = draw.getrandbits(128) ^ int.from_bytes(value.encode().rjust(16, b"\0"), "big")
-    return _SETUP.format(salt=problem.id, table=dict(sorted(table.items())))
+    return _SETUP.format(salt=SALT + problem.id, table=dict(sorted(table.items())))
 
 
 def write_turns(problem: Problem, rng: random.Random, habits: Habits) -> Generator[str, ExecutionResult | None, None]:
@@ -225,5 +230,6 @@ def surfaced(turn: Turn, needed: Collection[str], most: int, allowed: Collection
     lines = turn.result.stdout.strip("\n").split("\n")
     if not calls or len(lines) > most or not {*lines} <= {*(lines if allowed is None else allowed)}:
         return []
-    written = "".join(str(node.value) for node in nodes if isinstance(node, ast.Constant)).casefold()
+    names = ("value", "id", "attr", "name", "arg")  # of constants, variables, attributes, definitions, parameters
+    written = "".join(str(getattr(node, name, "")) for node in nodes for name in names).casefold()
     return [line for line in lines if line in needed and line.casefold() not in written]

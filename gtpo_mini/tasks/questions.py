@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..types import Problem, Turn
-from .facts import surfaced
+from .facts import SALT, surfaced
 from .rows import Columns, Source, load_source
 
 _OTHERS = 3  # problems whose facts lie among a problem's own
@@ -45,12 +45,12 @@ def setup_look_up(problem: Problem) -> str:
     """
     table, used = {}, dict[str, int]()
     for sentence in sorted({*problem.metadata["facts"], *problem.metadata["others"]}):
-        for word in sorted({word[:5] for word in re.findall(r"\w{4,}|\d+", sentence.lower())}):
-            draw = random.Random(f"{problem.id}|{word}|{used.setdefault(word, 0)}")
+        for word in sorted(_words(sentence)):
+            draw = random.Random(f"{SALT}{problem.id}|{word}|{used.setdefault(word, 0)}")
             used[word] += 1
             spot, text = draw.getrandbits(64), sentence.encode()
             table[spot] = bytes(a ^ b for a, b in zip(text, draw.randbytes(len(text)), strict=True))
-    return _SETUP.format(salt=problem.id, table=dict(sorted(table.items())), most=_MOST)
+    return _SETUP.format(salt=SALT + problem.id, table=dict(sorted(table.items())), most=_MOST)
 
 
 def _strategy_row(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,11 +135,29 @@ def wrong_choices(problem: Problem) -> list[str]:
     return [part for pair in choices.items() if pair[1].casefold() != text for part in pair]
 
 
+def _asked_for(problem: Problem, code: str) -> set[str]:
+    """The sentences that the calls ``look_up("...")`` in a code give."""
+    found: set[str] = set()
+    for asked in re.findall(r"""look_up\(\s*(?:"([^"]*)"|'([^']*)')\s*\)""", code):
+        words, counts = _words("".join(asked)), dict[str, int]()
+        for sentence in (*problem.metadata["facts"], *problem.metadata["others"]):
+            counts[sentence] = len(words & _words(sentence))
+        most = max(counts.values(), default=0)
+        found |= set(sorted(sentence for sentence, n in counts.items() if n == most > 0)[:_MOST])
+    return found
+
+
+def _words(text: str) -> set[str]:
+    """What decides whether a sentence is found: the first five letters of words of four and more, and numbers."""
+    return {word[:5] for word in re.findall(r"\w{4,}|\d+", text.lower())}
+
+
 def reward_facts(problem: Problem, turns: Sequence[Turn]) -> float:
     """The share, in [0, 1], of the problem's facts that the last of the turns surfaced for the first time.
 
-    As `surfaced` has it, in an output of no more lines than one look-up returns.
+    As `surfaced` has it, in an output of no more lines than one look-up returns; and a look-up of words that stand in
+    the code must give the fact, as is found out here: a list of what the session holds earns nothing.
     """
     facts = {*problem.metadata["facts"]}
-    seen = [set(surfaced(turn, facts, _MOST)) for turn in turns]
+    seen = [set(surfaced(turn, facts, _MOST)) & _asked_for(problem, turn.code or "") for turn in turns]
     return len(seen[-1].difference(*seen[:-1])) / len(facts) if seen and facts else 0.0

@@ -64,8 +64,13 @@ def load_source(name: str, split: str, size: int | None = None, source: Source |
             return load_json_lines(path, source.columns)[:size]
         if not whole.is_file():
             raise ValueError(f"GTPO_DATA_DIR={data}: no file {name}/{split}.jsonl there; unset it to use the hub")
-        held = json.loads(whole.read_text(encoding="utf-8"))
-        rows = list(enumerate(held["examples"] if isinstance(held, dict) else held, 1))  # a dict: as BIG-bench has it
+        try:
+            held = json.loads(whole.read_text(encoding="utf-8"))
+            rows = list(
+                enumerate(held["examples"] if isinstance(held, dict) else held, 1)
+            )  # a dict: as BIG-bench has it
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{whole}: holds no list of rows ({type(error).__name__}: {error})") from error
         cut = int(source.cut if source.cut >= 1 else source.cut * len(rows))
         rows = rows[:cut] if split == "train" else rows[cut:]
         return problems_from_rows(str(whole), rows, source.columns)[:size]
@@ -126,7 +131,10 @@ def _problem(number: int, row: object, columns: Columns) -> Problem:
             raise ValueError(fault)
 
     check(isinstance(row, dict), "no object")
-    row = columns.adapt(row)
+    try:
+        row = columns.adapt(row)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"no row of this set ({type(error).__name__}: {error})") from None
     parts, answer = [row.get(name) for name in columns.question], row.get(columns.answer)
     for name, part in zip(columns.question, parts, strict=True):
         check(part is not None, f"no {name!r}")

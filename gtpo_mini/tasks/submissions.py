@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import re
 import secrets
+import warnings
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -19,7 +20,7 @@ from ..types import Problem, Turn
 from .programs import public_examples, setup, variants
 from .rows import load_source
 
-_LIMITS = Limits(cpu_seconds=5, wall_seconds=10)  # `run_code` keeps a sandbox for them, in a forked process its own
+_LIMITS = Limits(cpu_seconds=2, wall_seconds=10)  # `run_code` keeps a sandbox for them, in a forked process its own
 _LONGEST = 20_000  # characters of a submission
 FAILED = object()  #: instead of the value of a call that gave no plain one
 
@@ -64,7 +65,8 @@ print({token!r} or calls)
 def _read(text: str) -> Any:
     """The plain value that a text is, else `FAILED`."""
     try:
-        value = ast.literal_eval(text)
+        with warnings.catch_warnings(action="ignore"):  # of odd literals
+            value = ast.literal_eval(text)
         repr(value)  # which an integer of a million digits has not
         return value
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
@@ -118,38 +120,49 @@ def same(found: Any, wanted: Any) -> bool:
     return found == wanted
 
 
-def _values(problem: Problem, source: str, earlier: tuple[str, ...] = ()) -> tuple[Any, ...]:
-    """What a program returns for the public arguments, then, where they are known, for the hidden ones."""
-    metadata = problem.metadata
-    hidden = [f"({x!r})" for x, _ in metadata.get("tests", ())]
-    before = (*filter(None, [metadata.get("before", "")]), *earlier)
-    arguments = (*(arguments for arguments, _ in public_examples(problem)), *hidden)
-    return results(source, metadata.get("name", "f"), arguments, before)
+def _hidden(problem: Problem) -> list[tuple[str, Any]]:
+    """Arguments, as they stand in a call, and value of each hidden test; of assertions, the gold program's values."""
+    metadata, shown = problem.metadata, {arguments for arguments, _ in public_examples(problem)}
+    if "tests" in metadata:
+        return [(f"({x!r})", value) for x, value in metadata["tests"]]
+    calls = tuple(call for call in _calls(problem) if call.replace(",)", ")") not in shown)
+    right = results(problem.answer, metadata["name"], calls)
+    return [(call, value) for call, value in zip(calls, right, strict=True) if value is not FAILED]
+
+
+def _passed(problem: Problem, source: str, earlier: tuple[str, ...] = ()) -> tuple[list[bool], list[bool]]:
+    """Which public examples, and which hidden tests, a program gets right."""
+    public, hidden = public_examples(problem), _hidden(problem)
+    before = (*filter(None, [problem.metadata.get("before", "")]), *earlier)
+    arguments = tuple(arguments for arguments, _ in (*public, *hidden))
+    found = results(source, problem.metadata.get("name", "f"), arguments, before)
+    right = [same(value, wanted) for value, (_, wanted) in zip(found, (*public, *hidden), strict=True)]
+    return right[: len(public)], right[len(public) :]
 
 
 def grade(problem: Problem, answer: str) -> bool:
     """Whether a submitted program of the task 'programs' gets every public example and every hidden test right."""
-    wanted = [value for _, value in (*problem.metadata["examples"], *problem.metadata["tests"])]
-    return all(map(same, _values(problem, answer), wanted))
+    return all(all(right) for right in _passed(problem, answer))
 
 
 def turn_reward(problem: Problem, turns: Sequence[Turn]) -> float:
-    """How many more public examples, of all, the code after the last turn gets right than after any turn before.
+    """How much larger a share of the public examples passes after the last turn than after any turn before.
 
-    In [0, 1], and in a rollout's sum too. The code that ran is run here again: what it printed is not believed.
+    In [0, 1], and in a rollout's sum too. The code that ran is run here again: what it printed is not believed. The
+    share is at most that of the hidden tests, so a table of the examples earns nothing.
     """
-    public, best, gained = public_examples(problem), 0, 0
+    best = gained = 0.0
     last = re.compile(rf"\n *(print\()?check\({problem.metadata.get('name', 'f')}\)\)?\s*\Z")
     ran: list[str] = []
     for turn in turns:
-        passed = 0
-        if turn.code and turn.result is not None and turn.result.ok:
+        share = 0.0
+        if turn.code and turn.result is not None and turn.result.ok and problem.metadata["examples"]:
             ran.append(last.sub("", turn.code))  # so that it is the text that is submitted, whose values are known
             extra = (setup(problem),) if "examples" in "".join(ran) else ()
-            found = _values(problem, ran[-1], (*extra, *ran[:-1]))
-            passed = sum(same(value, wanted) for value, (_, wanted) in zip(found, public, strict=False))
-        gained, best = max(0, passed - best), max(best, passed)
-    return gained / max(1, len(public))
+            found = _passed(problem, ran[-1], (*extra, *ran[:-1]))
+            share = min(sum(right) / len(right) for right in found if right)
+        gained, best = max(0.0, share - best), max(best, share)
+    return gained
 
 
 _CHEATS = (

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
-import math
 import queue
+import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,8 @@ class Task:
     wrong_answers: Callable[[Problem], Iterable[str]] | None = None  #: for `check_task`; None: made from the gold one
 
     def __post_init__(self) -> None:
+        if not isinstance(self.problems, Sequence) or not all(isinstance(one, Problem) for one in self.problems):
+            raise ValueError(f"task {self.name!r}: problems must be a list or tuple of Problem")
         if not self.problems:
             raise ValueError(f"task {self.name!r} ({self.split}) holds no problem")
         if not 0 <= self.guess_rate < 1:
@@ -69,9 +73,9 @@ class Task:
         grade = self._call("grader", problem, answer) if answer is not None else False
         if not self.partial_credit and isinstance(grade, bool | np.bool_):
             return bool(grade)
-        if self.partial_credit and isinstance(grade, int | float | np.number | np.bool_) and 0 <= grade <= 1:
+        if self.partial_credit and isinstance(grade, Real | np.bool_) and 0 <= grade <= 1:
             return float(grade)
-        raise self._error("grader", problem, f"returned {grade!r}, which is not {wanted}")
+        raise self._error("grader", problem, f"returned {_shown(grade)}, which is not {wanted}")
 
     def session(self, sandbox: Sandbox, problem: Problem) -> Session:
         """A session in which the problem's setup has run; a `GraderError` where it cannot."""
@@ -81,7 +85,8 @@ class Task:
         session = sandbox.session()
         if code and not (result := session.prepare(code)).ok:
             session.close()
-            raise self._error("setup", problem, f"wrote code that does not run: {result.error.strip()[-300:]}")
+            reason = result.error.strip().rpartition("\n")[2]
+            raise self._error("setup", problem, f"wrote code that does not run: {reason}")
         return session
 
     def reward_turns(self, problem: Problem, turns: Sequence[Turn]) -> list[Turn]:
@@ -90,32 +95,72 @@ class Task:
             return list(turns)
         found = [self._call("turn_reward", problem, turns[: number + 1]) for number in range(len(turns))]
         for reward in found:
-            if not isinstance(reward, int | float | np.number | np.bool_) or not math.isfinite(reward):
-                raise self._error("turn_reward", problem, f"returned {reward!r}, which is no finite number")
+            if not isinstance(reward, Real | np.bool_) or not abs(reward) <= sys.float_info.max:
+                raise self._error("turn_reward", problem, f"returned {_shown(reward)}, which is no finite number")
         return [replace(turn, progress=float(reward)) for turn, reward in zip(turns, found, strict=True)]
 
     def _call(self, name: str, problem: Problem, *arguments: Any) -> Any:
-        """One of the task's own functions; in a thread, because nothing else can leave one that hangs."""
-        answers: queue.SimpleQueue = queue.SimpleQueue()
-
-        def call() -> None:
-            try:
-                answers.put((getattr(self, name)(problem, *arguments), None))
-            except BaseException as error:
-                answers.put((None, error))
-
-        threading.Thread(target=call, daemon=True).start()
+        """One of the task's own functions, with every way in which it can fail as one error."""
         try:
-            found, error = answers.get(timeout=_SECONDS)
-        except queue.Empty:
+            return within(_SECONDS, lambda: getattr(self, name)(problem, *arguments))
+        except TimeoutError:
             raise self._error(name, problem, f"did not come back within {_SECONDS:g} seconds") from None
-        if error is not None:
-            reason = str(error).partition("\n")[0]
-            raise self._error(name, problem, f"raised {type(error).__name__}: {reason}") from error
-        return found
+        except (Exception, SystemExit) as error:
+            raise self._error(name, problem, f"raised {type(error).__name__}: {_shown(error, str)}") from error
 
     def _error(self, name: str, problem: Problem, what: str) -> GraderError:
         return GraderError(f"task {self.name!r}, problem {problem.id!r}: the {name} {what}")
+
+
+def within(seconds: float, call: Callable[[], Any]) -> Any:
+    """What a call returns, or a TimeoutError: by a signal where it can be, which also ends a search of ``re``.
+
+    In other threads than the main one, or where a signal is used already, a call that hangs is left behind.
+    """
+
+    def stop(*_: Any) -> None:
+        raise _Late
+
+    free = hasattr(signal, "SIGALRM") and signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
+    if free and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGALRM, stop)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        try:
+            return call()
+        except _Late:
+            raise TimeoutError from None
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    answers: queue.SimpleQueue = queue.SimpleQueue()
+
+    def answer() -> None:
+        try:
+            answers.put((call(), None))
+        except BaseException as error:
+            answers.put((None, error))
+
+    threading.Thread(target=answer, daemon=True).start()
+    try:
+        found, error = answers.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError from None
+    if error is not None:
+        raise error
+    return found
+
+
+class _Late(BaseException):
+    """Not an Exception: an own function must not take it for one of its own."""
+
+
+def _shown(value: Any, how: Callable[[Any], str] = repr) -> str:
+    """A value as a short line, also where it cannot show itself."""
+    try:
+        line = how(value).strip().partition("\n")[0]
+    except Exception:
+        line = f"a {type(value).__name__} that cannot be shown"
+    return line if len(line) <= 200 else f"{line[:200]}..."
 
 
 @dataclass(frozen=True)
@@ -143,7 +188,9 @@ class TaskCheck:
 
 
 def check_task(task: Task) -> TaskCheck:
-    """Grade each problem's gold answer, which must be right, and others made from it, which must be wrong.
+    """Grade each problem's gold answer, which must be right, and others, which must be wrong.
+
+    Setup and turn reward are run too. A `GraderError` names a function of the task that fails.
 
     >>> check_task(Task("mine", (Problem("1", "2 + 2?", "4"), Problem("2", "True?", "True")))).ok
     True
@@ -151,7 +198,12 @@ def check_task(task: Task) -> TaskCheck:
     ('1', '5')
     """
     no_gold, gold_fails, wrong_passes = [], [], []
+    if task.setup is not None:
+        with Sandbox() as sandbox:
+            for problem in task.problems:
+                task.session(sandbox, problem).close()
     for problem in task.problems:
+        task.reward_turns(problem, [Turn("")])
         if not problem.answer:
             no_gold.append(problem.id)
             continue
@@ -159,7 +211,7 @@ def check_task(task: Task) -> TaskCheck:
             gold_fails.append(problem.id)
         mutated = [problem.answer[: len(problem.answer) // 2], "no idea", ""]
         if task.wrong_answers is not None:
-            mutated += task.wrong_answers(problem)
+            mutated += task._call("wrong_answers", problem)
         elif (number := as_number(problem.answer)) is not None:
             mutated = [f"{number + 1:f}", f"{10 * number + 7:f}", f"{-number - 1:f}", ""]
         wrong_passes += [(problem.id, wrong) for wrong in mutated if task.grade(problem, wrong) == 1]
@@ -239,8 +291,9 @@ def load_task(name: str, split: str = "train", **options) -> Task:
     """Load a task by name.
 
     Args:
-        name: one of `list_tasks`. ``jsonl:PATH`` reads one object a line with ``question`` and ``answer`` (and
-            ``id``, if you like); it is the same for every split, so give held-out problems a file of their own.
+        name: one of `list_tasks`, also with options, as in "facts,hops=4,ask=yes_no". ``jsonl:PATH`` reads one object
+            a line with ``question`` and ``answer`` (and ``id``, if you like); it is the same for every split, so give
+            held-out problems a file of their own.
             ``MODULE:NAME`` is an own `Task`, the same for every split, or a callable that returns one; it gets
             ``split``, if it has a parameter of that name, and ``options``.
         split: "train" or "test".
@@ -253,14 +306,22 @@ def load_task(name: str, split: str = "train", **options) -> Task:
     >>> len(load_task("branching", split="test", size=5).problems)
     5
     """
+    if "," in name and name.partition(",")[0] in _TASKS:
+        name, *parts = name.split(",")
+        if not all("=" in part for part in parts):
+            raise ValueError(f"task {name!r}: {','.join(parts)!r} must be KEY=VALUE, separated by commas")
+        given = dict(part.split("=", 1) for part in parts)
+        options = {**options, **{key: int(value) if value.isdecimal() else value for key, value in given.items()}}
     family, _, rest = name.partition(":")
     if split not in ("train", "test"):
         raise ValueError(f"split={split!r}: must be 'train' or 'test'")
     if name not in _TASKS and not (family and rest):
         raise ValueError(f"unknown task {name!r}; known: {', '.join(list_tasks())}")
     make = _TASKS.get(name) or (partial(_FAMILIES[family], rest) if family in _FAMILIES else _own(name))
-    if (size := options.get("size")) is not None and size < 1:
-        raise ValueError(f"size={size}: must be at least 1")
+    for key in ("size", "seed", "steps", "hops", "difficulty"):
+        value = options.get(key)
+        if not isinstance(value, int | None) or (key == "size" and value is not None and value < 1):
+            raise ValueError(f"{key}={value!r}: must be a whole number" + " from 1 up" * (key == "size"))
     takes = {} if isinstance(make, Task) else inspect.signature(make).parameters
     every = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
     size = None if every or "size" in takes else options.pop("size", None)  # an own task's first problems
@@ -268,10 +329,19 @@ def load_task(name: str, split: str = "train", **options) -> Task:
         raise ValueError(f"task {name!r} has no option {unknown[0]!r}")
     if every or "split" in takes:
         options["split"] = split
-    task = make if isinstance(make, Task) else make(**options)
+    task = make if isinstance(make, Task) else _made(name, make, options)
     if not isinstance(task, Task):
         raise ValueError(f"task {name!r}: returned a {type(task).__name__} and not a Task")
     return task if size is None else replace(task, problems=task.problems[:size])
+
+
+def _made(name: str, make: Callable[..., Task], options: dict[str, Any]) -> Any:
+    try:
+        return make(**options)
+    except ValueError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"task {name!r}: raised {type(error).__name__}: {_shown(error, str)}") from error
 
 
 def _own(name: str) -> Task | Callable[..., Task]:
