@@ -28,14 +28,13 @@ from ..rollout.protocol import ToolProtocol, load_protocol
 from ..rollout.settings import SamplingSettings
 from ..sandbox import Sandbox
 from ..sandbox.client import Session
-from ..tasks.starts import REGIMES, load_regime
+from ..tasks.starts import load_regime
 from ..tasks.task import Task, load_task
 from ..train.config import load_profile
 from ..train.metrics import run_header
 from ..types import Problem, Trajectory, Turn
 from .coldstart import regime_policy
 from .evaluate import Group, sample
-from .report import RUNS
 from .stats import Interval
 
 _BATCH = 8  # groups that a credit assignment sees at once, as in a step of training
@@ -221,13 +220,6 @@ def measure_regime(name: str, output: str | Path, problems: int = 24, continuati
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**facts, **found}, indent=1) + "\n", encoding="utf-8")
     return {**facts, **found}
-
-
-def load_meters(folder: str | Path = RUNS / "meter") -> dict[str, dict[str, Any]]:
-    """The records of `measure_regime` in a folder, by regime, in the order of `REGIMES`."""
-    return {
-        name: json.loads(path.read_text("utf-8")) for name in REGIMES if (path := Path(folder, f"{name}.json")).exists()
-    }
 
 
 def _kind(turn: Turn, truth: np.ndarray, last: bool) -> str:

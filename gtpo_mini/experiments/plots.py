@@ -29,6 +29,7 @@ ARM_STYLE = {
     "+turn_rewards": ("#009E73", "^", "+ turn rewards"),
     "+returns": ("#CC79A7", "D", "+ returns"),
     "potential": ("#000000", "P", "potential"),
+    "+progress": ("#E69F00", "*", "+ progress (ours)"),
 }
 _OTHER = ("#777777", "x")
 LABELS = {
@@ -113,7 +114,7 @@ def plot_differences(found: Sequence[Difference], title: str) -> Figure:
 
 def plot_meters(meters: Mapping[str, Mapping[str, Any]]) -> Figure:
     """How near each arm's praise lies to the true worth of turns, a row a start: records of `load_meters`."""
-    arms = ("grpo", "grpo_accuracy", "+turn_rewards", "+returns", "gtpo", "potential")
+    arms = ("grpo", "grpo_accuracy", "+turn_rewards", "+returns", "gtpo", "potential", "+progress")
     figure, axes = plt.subplots(figsize=(8, 1.2 + 0.55 * len(meters)), layout="constrained")
     for row, record in enumerate(meters.values()):
         first = row == 0  # which alone is named in the legend

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from jinja2 import StrictUndefined, Template
 
@@ -196,6 +198,24 @@ def ladder_table(runs: Sequence[RecordedRun]) -> str:
         difference, _, p = _cells(d) if (d := found.get(arm)) else [""] * 3
         rows.append([f"`{arm}`", percent(accuracies(runs, arm).values()), difference, p])
     return _table("arm | held-out accuracy, % | minus GRPO, points | p (Holm)", rows)
+
+
+def load_meters(folder: str | Path = RUNS / "meter") -> dict[str, dict[str, Any]]:
+    """The records of `gtpo-mini meter` in a folder, by regime, in the order of `REGIMES`."""
+    paths = {name: Path(folder, f"{name}.json") for name in REGIMES}
+    return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.exists()}
+
+
+def meters_table(folder: Path) -> str:
+    """Markdown: the correlation of each arm's advantages with the true ones, a line an arm, a column a start."""
+    meters = load_meters(folder / "meter")
+    arms = [arm for arm in ARMS if all(arm in record["credits"] for record in meters.values())]
+    rows = [[f"`{arm}`", *(f"{m['credits'][arm]['correlation'][0]:.2f}" for m in meters.values())] for arm in arms]
+    rows.append(["most possible", *(f"{record['ceiling']:.2f}" for record in meters.values())])
+    for arm in ("gtpo", "normalize_batch", "normalize_centred"):
+        shares = (f"{100 * record['credits'][arm]['hopeless_share']:.0f} %" for record in meters.values())
+        rows.append([f"`{arm}` from groups with nothing right", *shares])
+    return _table(" | ".join(["arm", *meters]), rows)
 
 
 def results_text(folder: Path = RUNS) -> str:
