@@ -2,7 +2,7 @@
 
 A start decides what can be learned. The shipped policy of 'branching' (`noisy`) errs by chance: greedy, it is right
 four times in five, so that training mostly takes noise away. The others hold wrong ideas, more often than right ones,
-of some kinds of step: greedy they are right no more often than sampled, and there is something to learn.
+of some kinds of step: greedy they are hardly more often right than sampled, and there is something to learn.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ REGIMES: dict[str, Regime] = {
         changes={"max_turns": 9, "max_context": 448},
     ),
     "noisy": Regime("the shipped policy: it errs by chance, greedy it is mostly right", None),
-    # About 5, 20 and 50 % right when sampled, and no more when greedy.
+    # About 5, 20 and 50 % right when sampled, and at most 15 points more when greedy (benchmarks/starts.py).
     "branching_5": Regime("wrong ideas of four kinds of step", _branching(("*", "-", "even", "large"), 0.6)),
     "branching_20": Regime("wrong ideas of two kinds of step", _branching(("*", "-"), 0.55)),
     "branching_50": Regime("a wrong idea of one kind of step", _branching(("*",), 0.52, others=0.0)),
