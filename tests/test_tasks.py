@@ -2,8 +2,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import re
+import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -339,3 +343,78 @@ def test_svamp_and_math_read_the_hub_s_columns(tmp_path, monkeypatch):
     assert check_task(load_task("math500", "test")).ok
     with pytest.raises(ValueError, match="only the split test"):
         load_task("math500", "train")
+
+
+@pytest.mark.parametrize("name", ["gsm8k", "mbpp", "strategyqa", "commonsense_qa"])
+def test_without_a_hub_a_set_is_one_line_that_says_how_to_get_it(name, tmp_path):
+    environment = {key: value for key, value in os.environ.items() if key not in ("HF_HUB_OFFLINE", "GTPO_DATA_DIR")}
+    environment |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "gtpo_mini", "check", name]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert f"set GTPO_DATA_DIR to a folder that holds {name}/test.jsonl" in done.stderr
+
+
+def test_options_may_stand_in_a_name():
+    task = load_task("facts,hops=2,ask=yes_no", size=4)
+    assert task.guess_rate == 0.5 and {len(problem.metadata["path"]) for problem in task.problems} == {1}
+    with pytest.raises(ValueError, match="task 'facts' has no option 'hop'"):
+        load_task("facts,hop=2")
+    with pytest.raises(ValueError, match="must be KEY=VALUE"):
+        load_task("facts,2")
+    with pytest.raises(ValueError, match="hops='two': must be a whole number"):
+        load_task("facts,hops=two")
+
+
+BAD_PARTS = [
+    ({"problems": [1]}, "problems must be a list or tuple of Problem"),
+    ({"problems": (Problem(str(i), "q", "1") for i in range(2))}, "problems must be a list or tuple of Problem"),
+]
+
+
+@pytest.mark.parametrize(("parts", "message"), BAD_PARTS)
+def test_problems_are_problems(parts, message):
+    with pytest.raises(ValueError, match=f"task 'mine': {message}"):
+        Task("mine", **parts)
+
+
+def test_a_check_runs_every_function_of_a_task():
+    problems = (Problem("p7", "q", "4"),)
+    faults = {
+        "setup": lambda problem: "1 / 0",
+        "turn_reward": lambda problem, turns: 10**400,
+        "wrong_answers": lambda problem: {}["gone"],
+    }
+    for name, function in faults.items():
+        with pytest.raises(ValueError, match=f"task 'mine', problem 'p7': the {name} ") as caught:
+            check_task(Task("mine", problems, **{name: function}))
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+    assert not check_task(Task("mine", problems, wrong_answers=lambda problem: ["4.0"])).ok
+
+
+def test_what_cannot_be_shown_is_named_all_the_same():
+    class Mute(Exception):
+        def __str__(self):
+            raise RuntimeError
+
+    def grader(problem, answer):
+        raise Mute
+
+    with pytest.raises(ValueError, match="problem 'p': the grader raised Mute: a Mute that cannot be shown"):
+        Task("mine", (Problem("p", "q", "1"),), grader).grade(Problem("p", "q", "1"), "x")
+
+
+def test_a_search_that_never_ends_is_stopped(monkeypatch):
+    monkeypatch.setattr("gtpo_mini.tasks.task._SECONDS", 0.5)
+    task = Task("mine", (Problem("p", "q", "1"),), lambda problem, answer: bool(re.match(r"(a+)+b", "a" * 60)))
+    with pytest.raises(ValueError, match=r"the grader did not come back within 0\.5 seconds"):
+        task.grade(task.problems[0], "x")
+    assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
+
+
+def test_a_factory_that_fails_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "faulty.py").write_text("import sys\ndef leaves(): sys.exit(4)\ndef raises(): return {}[1]\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, reason in (("leaves", "SystemExit: 4"), ("raises", "KeyError: 1")):
+        with pytest.raises(ValueError, match=f"task 'faulty:{name}': raised {reason}"):
+            load_task(f"faulty:{name}")

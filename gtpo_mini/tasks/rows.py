@@ -7,12 +7,15 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from ..types import Problem
 
+_HUB_SECONDS = 5  # for the question whether it has a data set
 _DRAWS = 8  # draws a wanted problem, at most: small generators repeat themselves
 # Generators whose rows have no answer, because many are right, but hold one in their metadata.
 _EXAMPLES = {"graph_color": "possible_answer", "propositional_logic": "example_answer"}
@@ -75,9 +78,18 @@ def load_source(name: str, split: str, size: int | None = None, source: Source |
         rows = rows[:cut] if split == "train" else rows[cut:]
         return problems_from_rows(str(whole), rows, source.columns)[:size]
     import datasets
+    import huggingface_hub
 
+    offline = False
+    try:  # one question: a download that finds no hub would try for 25 seconds, aloud
+        huggingface_hub.HfApi().dataset_info(source.dataset, timeout=_HUB_SECONDS)
+    except Exception:
+        offline = True  # what was downloaded before can still be had
     try:
-        rows = list(datasets.load_dataset(source.dataset, source.config, split=source.splits[split]))
+        with ExitStack() as stack:
+            for module in (datasets.config, huggingface_hub.constants) if offline else ():
+                stack.enter_context(patch.object(module, "HF_HUB_OFFLINE", True))
+            rows = list(datasets.load_dataset(source.dataset, source.config, split=source.splits[split]))
     except Exception as error:
         fix = f"set GTPO_DATA_DIR to a folder that holds {name}/{split}.jsonl, with the hub's columns"
         raise ValueError(f"task {name!r}: the hub could not be read ({type(error).__name__}); {fix}") from error

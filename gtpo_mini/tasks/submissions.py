@@ -262,7 +262,9 @@ def load_mbpp(split: str, size: int | None = None) -> tuple[Problem, ...]:
     """The first ``size`` problems of MBPP; the first assertion is shown. Those that pass objects are left out."""
     problems = []
     for row in load_source("mbpp", split):
-        tests, before = row.metadata.get("test_list") or [""], (row.metadata.get("test_setup_code") or "").strip()
+        tests, before = row.metadata.get("test_list"), str(row.metadata.get("test_setup_code") or "").strip()
+        if not isinstance(tests, list) or not tests or not all(isinstance(test, str) for test in tests):
+            raise ValueError(f"task 'mbpp', problem {row.id!r}: 'test_list' must be a list of assertions")
         gold, test = f"{before}\n{row.answer}".replace("\r\n", "\n").strip(), "\n".join(map(str.strip, tests))
         defined = re.findall(r"^def (\w+)", gold, re.MULTILINE)
         name = next((word for word in re.findall(r"\w+", tests[0]) if word in defined), None)
