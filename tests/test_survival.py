@@ -325,6 +325,7 @@ def test_every_setting_that_decides_what_is_learned_must_stay(name, copy, sandbo
 def test_every_part_of_the_credit_must_stay(name, copy, sandbox):
     other = {"rewards": "accuracy", "returns": False, "gamma": 0.8, "normalize": "batch", "alpha": 0.1}
     other |= {"shaping": "potential", "similarity": "structure", "format_penalty": 0.2}
+    other |= {"spare_hopeless": True, "progress": 0.5}
     with pytest.raises(ValueError, match=f"{name} was"):
         trainer(copy, replace(SMALL, credit=Credit(**{name: other[name]})), resume=True, sandbox=sandbox).train()
 
