@@ -15,6 +15,7 @@ import torch
 
 from gtpo_mini import evaluate, load_policy, load_profile, load_task
 from gtpo_mini.experiments.coldstart import regime_policy
+from gtpo_mini.experiments.report import markdown_table
 from gtpo_mini.sandbox import Sandbox
 from gtpo_mini.tasks.starts import REGIMES
 from gtpo_mini.train.metrics import run_header
@@ -41,13 +42,13 @@ def measure(name: str, problems: int, sandbox: Sandbox) -> dict:
 def table(record: dict) -> str:
     """Markdown."""
     columns = "start | what is special | sampled, % | greedy, % | calls | of them invalid, % | progress"
-    lines = [f"| {columns} |", "|---" * 7 + "|"]
+    rows = []
     for name, found in record.items():
         mine = found["sampled"]
         accuracies = [f"{100 * found[kind]['accuracy']:.0f}" for kind in ("sampled", "greedy")]
         rest = (f"{mine['calls']:.1f}", f"{100 * mine['invalid_calls']:.0f}", f"{mine['progress']:.2f}")
-        lines.append("| " + " | ".join((f"`{name}`", found["special"], *accuracies, *rest)) + " |")
-    return "\n".join(lines)
+        rows.append((f"`{name}`", found["special"], *accuracies, *rest))
+    return markdown_table(columns, rows)
 
 
 def main() -> None:

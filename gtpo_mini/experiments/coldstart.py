@@ -35,9 +35,9 @@ from ..train.config import results_folder
 from ..train.imitation import imitate, make_trace
 from ..types import Trajectory
 
+_WORD = "[A-Z][a-z]+"  # names, which are to be copied
 # It keeps the last message only: the cold start taught the one protocol there is, so instructions and examples would
 # only make every prompt four times as long.
-_WORD = "[A-Z][a-z]+"  # names, which are to be copied
 _CHAT_TEMPLATE = (Path(__file__).resolve().parents[1] / "assets" / "tiny_chat.jinja").read_text("utf-8").rstrip()
 
 

@@ -35,6 +35,7 @@ from ..train.metrics import run_header
 from ..types import Problem, Trajectory, Turn
 from .coldstart import regime_policy
 from .evaluate import Group, sample
+from .report import markdown_table
 from .stats import Interval
 
 _BATCH = 8  # groups that a credit assignment sees at once, as in a step of training
@@ -134,12 +135,13 @@ class Meter:
 
 def meter_table(record: Mapping[str, Any]) -> str:
     """Markdown of a `Meter.record`: a line an estimator."""
-    lines = ["| credit | correlation with the true advantage | from groups without a right rollout, % |"]
-    lines.append("|---|---|---|")
-    for name, found in record["credits"].items():
-        shown = "{:.2f} [{:.2f}, {:.2f}]".format(*found["correlation"])
-        lines.append(f"| `{name}` | {shown} | {100 * found['hopeless_share']:.0f} |")
-    return "\n".join([*lines, f"\nAt most {record['ceiling']:.2f} can be reached: the true advantages are estimates."])
+    columns = "credit | correlation with the true advantage | from groups without a right rollout, %"
+    rows = [
+        (f"`{name}`", "{:.2f} [{:.2f}, {:.2f}]".format(*found["correlation"]), f"{100 * found['hopeless_share']:.0f}")
+        for name, found in record["credits"].items()
+    ]
+    ceiling = f"At most {record['ceiling']:.2f} can be reached: the true advantages are estimates."
+    return f"{markdown_table(columns, rows)}\n\n{ceiling}"
 
 
 def _pearson(a: np.ndarray, b: np.ndarray) -> float:

@@ -24,8 +24,8 @@ RUNS = ROOT / "data" / "runs"
 BEGIN, END = "<!-- made by: gtpo-mini report -->", "<!-- end of what is made -->"
 
 
-def _table(columns: str, rows: Iterable[Sequence[object]]) -> str:
-    """Markdown."""
+def markdown_table(columns: str, rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table; ``columns`` are titles with " | " between them."""
     lines = [f"| {columns} |", "|---" * (columns.count("|") + 1) + "|"]
     return "\n".join([*lines, *(f"| {' | '.join(map(str, row))} |" for row in rows)])
 
@@ -74,7 +74,7 @@ def arms_table(runs: Sequence[RecordedRun], base: str = "grpo") -> str:
         rest = [seeds, _over_problems(d) if d else "", *more]
         rows.append([f"`{arm}`", len(mine), rate, *accuracy, f"{calls:.2f}", f"{invalid:.1f}", *rest])
     columns = "arm | seeds | rate | sampled, % | greedy, % | calls | invalid, %"
-    return _table(f"{columns} | minus {base}, points: seeds | problems | detectable | p (Holm)", rows)
+    return markdown_table(f"{columns} | minus {base}, points: seeds | problems | detectable | p (Holm)", rows)
 
 
 def broke_down(runs: Sequence[RecordedRun]) -> list[str]:
@@ -114,7 +114,7 @@ def regimes_table(regimes: Mapping[str, Sequence[RecordedRun]]) -> str:
         rows.append([name, special, d.seeds, first, *ends, *_cells(d), ", ".join(f"{c:.1f}" for c in calls)])
     columns = "regime | what is special | seeds | first step, % | GRPO, % (greedy) | GTPO, % (greedy)"
     columns += " | GTPO minus GRPO, points | detectable | p (Holm) | calls at the start, GRPO, GTPO"
-    return _table(columns, rows)
+    return markdown_table(columns, rows)
 
 
 def variants_table(regimes: Mapping[str, Sequence[RecordedRun]]) -> str:
@@ -130,7 +130,9 @@ def variants_table(regimes: Mapping[str, Sequence[RecordedRun]]) -> str:
     for (name, _), d in zip(found, corrected([d for _, d in found]), strict=True):
         mine = by_arm(regimes[name])[d.arm]
         rows.append([name, f"`{d.arm}`", d.seeds, *_cells(d), f"{first_step(mine):.1f}, {mean(_ends(mine)):.1f}"])
-    return _table("regime | arm | seeds | minus GRPO, points | detectable | p (Holm) | calls at the start, end", rows)
+    return markdown_table(
+        "regime | arm | seeds | minus GRPO, points | detectable | p (Holm) | calls at the start, end", rows
+    )
 
 
 def without_penalties(regimes: Mapping[str, Sequence[RecordedRun]]) -> str:
@@ -197,7 +199,7 @@ def ladder_table(runs: Sequence[RecordedRun]) -> str:
     for arm in ("grpo", "+turn_rewards", "+returns", "gtpo"):
         difference, _, p = _cells(d) if (d := found.get(arm)) else [""] * 3
         rows.append([f"`{arm}`", percent(accuracies(runs, arm).values()), difference, p])
-    return _table("arm | held-out accuracy, % | minus GRPO, points | p (Holm)", rows)
+    return markdown_table("arm | held-out accuracy, % | minus GRPO, points | p (Holm)", rows)
 
 
 def load_meters(folder: str | Path = RUNS / "meter") -> dict[str, dict[str, Any]]:
@@ -215,7 +217,7 @@ def meters_table(folder: Path) -> str:
     for arm in ("gtpo", "normalize_batch", "normalize_centred"):
         shares = (f"{100 * record['credits'][arm]['hopeless_share']:.0f} %" for record in meters.values())
         rows.append([f"`{arm}` from groups with nothing right", *shares])
-    return _table(" | ".join(["arm", *meters]), rows)
+    return markdown_table(" | ".join(["arm", *meters]), rows)
 
 
 def results_text(folder: Path = RUNS) -> str:

@@ -66,8 +66,8 @@ class Cage:
         """Whether a child can read the interpreter's folders, and so import what was not imported ahead."""
         return bool(self.landlock) or not self.confined
 
-    def prepare(self, folders: list[str]) -> None:
-        """After warming: the ruleset, the filter, and the size from which memory is counted."""
+    def prepare(self, folders: list[str], hidden: list[str]) -> None:
+        """After warming: the ruleset without ``hidden``, the filter, and the size from which memory is counted."""
         base = 1 << 30  # a guess, where /proc is missing
         with contextlib.suppress(OSError), open("/proc/self/statm") as file:
             base = int(file.read().split()[0]) * resource.getpagesize()
@@ -77,7 +77,7 @@ class Cage:
             return
         if self.landlock:
             readable = [*folders, *LIBRARIES, self.config["folder"]]
-            readable = landlock.without(readable, self.config["hidden"])
+            readable = landlock.without(readable, hidden)
             low = landlock.ruleset(self.libc, self.landlock, readable)
             self._ruleset = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, 100)  # out of the way of a child's own
             os.close(low)

@@ -176,8 +176,7 @@ def main(fd: int) -> None:
         os.chdir(folder.path)
         cage = confine.Cage(config)
         roots = warm.warm(config["site"], config["preload"], everything=not cage.reads)
-        config["hidden"] = warm.hide([*roots, *confine.LIBRARIES])
-        cage.prepare(roots)
+        cage.prepare(roots, warm.hide([*roots, *confine.LIBRARIES]))
         server = Server(link, config, cage, roots)
         order = [] if fixed else ["the order of a set of types may differ from trainer to trainer"]
         hello = {"tier": cage.tier, "notes": cage.notes + order, "reads": cage.reads}

@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import operator
 import random
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..types import ExecutionResult, Problem
-from .habits import Habits, Solver
+from ..types import Problem
+from .habits import Habits, Solver, Texts
 
 #: What a solver may have a wrong idea of: times and minus are taken for plus, a test for its opposite, the third step
 #: begins at the count of two steps ago, the last step is left out.
@@ -135,9 +135,7 @@ class TraceNoise:
     skip: float = 0.0  #: a step is left out, and all that follow it: the answer is taken from the count so far
 
 
-def write_turns(
-    problem: Problem, rng: random.Random, habits: TraceNoise | Habits
-) -> Generator[str, ExecutionResult | None, None]:
+def write_turns(problem: Problem, rng: random.Random, habits: TraceNoise | Habits) -> Texts:
     """The texts of the turns of one imperfect solution; ``send`` the result of each call.
 
     The writer goes on from the number that the tool printed, so a wrong call carries on to the answer.

@@ -11,11 +11,11 @@ import ast
 import hashlib
 import random
 import secrets
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from ..types import ExecutionResult, Problem, Turn
-from .habits import Habits, Solver
+from ..types import Problem, Turn
+from .habits import Habits, Solver, Texts
 
 #: Property -> what a solver with a wrong idea of it asks for: a key that nothing has, or silently another property.
 PROPERTIES = {"friend": "mate", "home": "house", "pet": "animal", "boss": "owner", "owner": "guard", "guard": "boss"}
@@ -132,7 +132,7 @@ def setup(problem: Problem) -> str:
     return _SETUP.format(salt=SALT + problem.id, table=dict(sorted(table.items())))
 
 
-def write_turns(problem: Problem, rng: random.Random, habits: Habits) -> Generator[str, ExecutionResult | None, None]:
+def write_turns(problem: Problem, rng: random.Random, habits: Habits) -> Texts:
     """The turns of a simulated solver, as `make_trace` takes them: one look-up each, then the answer.
 
     It goes on from what the tool printed, so a wrong value carries on. Where that is "unknown", it reconsiders, and

@@ -8,8 +8,13 @@ learned: the greedy policy has it too.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
+
+from ..types import ExecutionResult
+
+#: A simulated solver at work: it yields the text of each turn, and is sent the result of its call.
+Texts = Generator[str, ExecutionResult | None, None]
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..types import ExecutionResult, Problem
-from .habits import Habits, Solver
+from ..types import Problem
+from .habits import Habits, Solver, Texts
 
 _CALLS = 3  # of a rollout, at most; then it submits what it has
 _CARELESS = 0.2  # share of rollouts that submit without a check
@@ -201,7 +201,7 @@ def setup(problem: Problem) -> str:
     return problem.metadata.get("before", "") + _SETUP.format(name=name, examples=examples)
 
 
-def write_turns(problem: Problem, rng: random.Random, habits: Habits) -> Generator[str, ExecutionResult | None, None]:
+def write_turns(problem: Problem, rng: random.Random, habits: Habits) -> Texts:
     """Texts of the turns of an imperfect solution; ``send`` the result of each call. The last one submits.
 
     It checks, up to three times, writes a call that did not run again, and reconsiders its ideas where an example

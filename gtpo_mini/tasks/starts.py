@@ -8,15 +8,15 @@ of some kinds of step: greedy they are hardly more often right than sampled, and
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from ..types import ExecutionResult, Problem
+from ..types import Problem
 from . import branching, facts, programs
 from .branching import TraceNoise
-from .habits import Habits
+from .habits import Habits, Texts
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Family:
 
     model: str  #: of `load_policy`
     draw: Callable[..., tuple[Problem, ...]]
-    write: Callable[[Problem, random.Random, Any], Generator[str, ExecutionResult | None, None]]
+    write: Callable[[Problem, random.Random, Any], Texts]
     stages: tuple[Stage, ...]  #: of its cold start: first the skill, then habits, so that there is something to unlearn
 
 

@@ -10,7 +10,7 @@ import json
 import math
 import random
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
@@ -24,14 +24,14 @@ from ..rollout.chat import Chat
 from ..rollout.engine import RolloutEngine
 from ..rollout.protocol import ToolProtocol
 from ..sandbox import Sandbox
+from ..tasks.habits import Texts
 from ..tasks.rows import load_json_lines
 from ..tasks.task import Task
-from ..types import ExecutionResult, Problem, StopReason, Trajectory, Turn
+from ..types import Problem, StopReason, Trajectory, Turn
 from .config import TrainConfig
 from .loss import token_logprobs
 from .metrics import run_header
 
-Texts = Generator[str, ExecutionResult | None, None]
 #: A task with how many problems and samples to try, or a file of traces in its place.
 Sources = tuple[Task | None, str | None, int, int]
 
