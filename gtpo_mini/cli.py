@@ -187,29 +187,34 @@ class Arms:
     output: str  # folder; finished runs in it are kept
     arms: tuple[str, ...] = ("grpo", "gtpo")  # names of arms
     profile: str | None = None  # cpu, t4 or rtx (GTPO_PROFILE, or cpu)
-    regime: str | None = None  # another start and task: weak, strong, long, ...
+    regime: tuple[str, ...] = ()  # another start and task: weak, strong, long, ...; several have a folder each
     steps: int | None = None  # the profile's unless given
     problems_per_step: int | None = None  # the profile's unless given
     processes: int = 2  # runs at a time
 
     def given(self, *more: str) -> dict[str, Any]:
         names = ("profile", "processes", "regime", "steps", "problems_per_step", *more)
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return {name: getattr(self, name) for name in names if getattr(self, name) not in (None, ())}
 
 
 @dataclass(frozen=True)
 class Experiment(Arms):
     """Train arms with several seeds, each run recorded."""
 
-    seeds: int = 3  # seeds 0 .. n-1
+    seeds: int = 3  # how many, from the first on
+    first_seed: int = 0  # seed of the first run
     learning_rate: float | None = None  # one for all arms; the profile's unless given
     rates: str | None = None  # rates.json of a search: each arm's own learning rate
     eval_problems: int | None = None  # held-out problems of an evaluation; 1024 unless given
+    eval_every: int | None = (
+        None  # steps from one evaluation (of 256 problems) to the next; at the end only unless given
+    )
 
     def __call__(self) -> None:
         rates = {"rates": experiments.experiments.read_rates(self.rates)} if self.rates else {}
-        how = {**self.given("learning_rate", "eval_problems"), **rates}
-        runs = gm.run_arms(self.arms, range(self.seeds), self.output, **how)
+        how = {**self.given("learning_rate", "eval_problems", "eval_every"), **rates}
+        seeds = range(self.first_seed, self.first_seed + self.seeds)
+        runs = gm.run_arms(self.arms, seeds, self.output, **how)
         print(experiments.experiments.ends_table(runs))
         print(f"where: {self.output}, a folder a run\nnext: gtpo-mini plot {self.output}")
 

@@ -10,11 +10,13 @@ import pytest
 
 from gtpo_mini import ARMS, load_runs, run_arms
 from gtpo_mini.__main__ import main
+from gtpo_mini.experiments.compare import area
 from gtpo_mini.experiments.evaluate import evaluate
 from gtpo_mini.experiments.experiments import run_arm, search_rates
 from gtpo_mini.experiments.stats import wilson_interval
 from gtpo_mini.rollout.engine import SamplingSettings
 from gtpo_mini.tasks.task import Task, load_task
+from gtpo_mini.train.record import RecordedRun
 from gtpo_mini.types import Problem
 
 TINY = {"steps": 2, "problems_per_step": 2, "group_size": 4, "eval_problems": 8}
@@ -48,6 +50,29 @@ def test_runs_are_recorded_whole_and_paired(folder):
 def test_a_run_made_again_in_this_process_has_the_same_bits(folder, tmp_path):
     again = run_arm("gtpo", 1, tmp_path, **TINY)
     assert bits(again) == bits(load_runs(folder)[3])
+
+
+def test_evaluations_on_the_way_change_nothing_of_the_run(folder, tmp_path):
+    run = run_arm("gtpo", 1, tmp_path, **TINY, eval_every=1)
+    without = load_runs(folder)[3]
+    on_the_way = {name: run.footer.pop(name) for name in ("sampled_1", "greedy_1")}
+    assert bits(run) == bits(without) and run.header["eval_every"] == 1
+    for evaluation in on_the_way.values():
+        assert list(evaluation["per_problem"]) == list(run.footer["sampled"]["per_problem"])  # the same problems
+
+
+def test_several_regimes_have_a_folder_each_and_a_seed_ends_in_all_of_them_first(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("gtpo_mini.experiments.experiments._run_all", lambda jobs, *rest: asked.extend(jobs) or [])
+    regimes = ["noisy", "facts_20"]  # both shipped: nothing is to be made
+    run_arms(["grpo", "gtpo"], [0, 1], tmp_path, regime=regimes, rates={"grpo": 1e-4, "gtpo": 2e-4})
+    assert [(seed, *path.relative_to(tmp_path).parts) for _, seed, path, _ in asked] == [
+        (seed, regime, f"{arm}-seed{seed}") for seed in (0, 1) for regime in regimes for arm in ("grpo", "gtpo")
+    ]
+    assert asked[3][3] == {"regime": "facts_20", "learning_rate": 2e-4}
+    asked.clear()
+    run_arms(["grpo"], [0], tmp_path, regime=["noisy"])
+    assert asked == [("grpo", 0, tmp_path / "grpo-seed0", {"regime": "noisy"})]
 
 
 def test_finished_runs_are_read_unfinished_ones_made_anew(folder, tmp_path):
@@ -105,11 +130,27 @@ def test_the_search_is_recorded_and_its_rates_are_used(tmp_path):
     assert record["best"] == best and set(best) == {"grpo", "gtpo"} and set(best.values()) <= {1e-4, 1e-3}
     assert record["seeds"] == [1000] and all(len(scores) == 2 for scores in record["scores"].values())
     made = load_runs(tmp_path / "search")
+    for run in made:
+        assert record["scores"][run.arm][str(run.header["config"]["learning_rate"])] == area(run)
     assert len(made) == 4 and all("sampled" not in run.footer for run in made)  # no held-out problem is looked at
     runs = run_arms(["grpo", "gtpo"], [0], tmp_path / "runs", rates={"grpo": 1e-4, "gtpo": 1e-3}, **TINY)
     assert [run.header["config"]["learning_rate"] for run in runs] == [1e-4, 1e-3]
     with pytest.raises(ValueError, match=r"no learning rate for potential"):
         run_arms(["potential"], [0], tmp_path / "runs", rates=best, **TINY)
+
+
+def test_a_rate_at_which_runs_break_down_is_not_taken(tmp_path, monkeypatch):
+    def made(rate: float, curve: list[float]) -> RecordedRun:
+        steps = tuple({"step": i, "reward/outcome": value} for i, value in enumerate(curve))
+        return RecordedRun({"arm": "gtpo", "seed": 0, "config": {"learning_rate": rate}}, steps, {})
+
+    slow, fast = made(1e-4, [0.1] * 20 + [0.5] * 20), made(1e-3, [0.9] * 30 + [0.7] * 10)
+    monkeypatch.setattr("gtpo_mini.experiments.experiments._run_all", lambda *_: [slow, fast])
+    assert search_rates(["gtpo"], [1e-4, 1e-3], tmp_path) == {"gtpo": 1e-4}
+    record = json.loads((tmp_path / "rates.json").read_text())
+    assert record["broke_down"] == {"gtpo": {"0.0001": 0, "0.001": 1}} and record["scores"]["gtpo"]["0.001"] > 0.8
+    monkeypatch.setattr("gtpo_mini.experiments.experiments._run_all", lambda *_: [fast])
+    assert search_rates(["gtpo"], [1e-3], tmp_path) == {"gtpo": 1e-3}  # there is no other
 
 
 def test_a_killed_call_leaves_no_worker_behind_and_can_be_made_again(tmp_path):

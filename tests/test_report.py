@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 from scipy.stats import t as student
 
 from gtpo_mini.experiments import plots, report
-from gtpo_mini.experiments.compare import Difference, differences
+from gtpo_mini.experiments.compare import Difference, area, collapsed, differences, plateau, steps_to
 from gtpo_mini.experiments.report import arms_table, load_regime_runs, write_report
 from gtpo_mini.experiments.stats import Interval
 from gtpo_mini.train.record import RecordedRun
@@ -53,6 +53,23 @@ def test_differences_by_hand(runs):
     assert first.detectable > half / 2
     (back,) = differences(runs, ["grpo"], base="gtpo")  # a swapped arm changes the sign, nothing else
     assert back.over_seeds.estimate == -first.over_seeds.estimate and back.verdict == "worse"
+
+
+def curve(values: list[float], arm: str = "grpo", seed: int = 0) -> RecordedRun:
+    steps = tuple({"step": i, "reward/outcome": value} for i, value in enumerate(values))
+    return RecordedRun({"arm": arm, "seed": seed, "config": {}}, steps, {})
+
+
+def test_what_a_curve_is_worth_by_hand():
+    run = curve([0.0] * 10 + [1.0] * 20)
+    assert area(run) == pytest.approx(2 / 3) and area(run, 20) == 0.5 and plateau(run) == 1
+    assert steps_to(run, 0.5) == 15 and steps_to(run, 1.0) == 20 and steps_to(run, 1.1) == 30  # never: all of them
+    assert not collapsed(run) and collapsed(curve([0.5] * 10 + [0.3] * 10)) and not collapsed(curve([0.3] * 5))
+    pairs = [
+        curve([0.1 * seed + gain] * 4, arm, seed) for arm, gain in (("grpo", 0), ("gtpo", 0.1)) for seed in (0, 1, 2)
+    ]
+    (found,) = differences(pairs, ["gtpo"], kind=area)
+    assert found.over_seeds.estimate == pytest.approx(0.1) and found.over_problems is None and found.seeds == 3
 
 
 def test_pairs_need_common_seeds_and_the_same_problems(runs):

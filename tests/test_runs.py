@@ -47,6 +47,9 @@ def test_a_compact_file_holds_every_bit_but_those_of_clocks(runs, tmp_path):
     before = path.read_bytes()
     save_runs(runs, path)
     assert path.read_bytes() == before
+    save_runs(runs, path, keys=["grad/norm"])
+    assert all(set(step) == {"grad/norm"} for run in load_runs(path) for step in run.steps)
+    assert load_runs(path)[0].series("grad/norm") == runs[2].series("grad/norm")
     with pytest.raises(ValueError, match=r"must end in .jsonl.gz"):
         save_runs(runs, tmp_path / "runs.json")
 

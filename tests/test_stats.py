@@ -14,10 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gtpo_mini.experiments.stats import (
+    equivalence_p,
     holm,
     minimum_detectable_effect,
     paired_bootstrap,
     pass_at_k,
+    random_effects,
     t_interval,
     wilson_interval,
 )
@@ -193,3 +195,49 @@ def test_bad_input_is_named():
     for call, message in cases:
         with pytest.raises(ValueError, match=message):
             call()
+
+
+@relaxed
+@given(st.lists(st.tuples(scores, st.integers(1, 8)), min_size=2, max_size=9))
+def test_pooling_agrees_with_its_equations(studies):
+    effects, errors = [e for e, _ in studies], [s / 4 for _, s in studies]
+    found = random_effects(effects, errors)
+    weights = [1 / (s * s + found.sd**2) for s in errors]
+    mean = sum(w * e for w, e in zip(weights, effects, strict=True)) / sum(weights)
+    assert found.over_studies.estimate == pytest.approx(mean, abs=1e-6)
+    spread = sum(w * (e - mean) ** 2 for w, e in zip(weights, effects, strict=True))
+    assert found.sd == 0 or spread == pytest.approx(len(effects) - 1, rel=1e-3)  # Paule and Mandel's condition
+    error = max(1 / math.sqrt(sum(weights)), math.sqrt(spread / (len(effects) - 1) / sum(weights)))
+    half = scipy.stats.t.ppf(0.975, len(effects) - 1) * error
+    ends = (found.over_studies.low, found.over_studies.high)
+    assert ends == pytest.approx((mean - half, mean + half), rel=1e-3, abs=1e-5)
+    assert 0 <= found.share <= 1 and 0 <= found.p_same <= 1
+
+
+def test_pooled_intervals_cover_the_mean_of_regimes_that_differ():
+    generator, hits = random.Random(0), 0
+    for _ in range(400):
+        errors = [generator.uniform(0.5, 2) for _ in range(9)]
+        effects = [generator.gauss(1.0, 1.5) + generator.gauss(0, s) for s in errors]
+        low, high = random_effects(effects, errors).over_studies[1:]
+        hits += low <= 1.0 <= high
+    assert 0.91 < hits / 400 < 0.99
+
+
+def test_equivalence_is_the_larger_of_two_one_sided_tests():
+    values = [0.3, -0.2, 0.5, 0.1, -0.1]
+    t = scipy.stats.ttest_1samp
+    expected = max(t(values, -1, alternative="greater").pvalue, t(values, 1, alternative="less").pvalue)
+    assert equivalence_p(values, 1) == pytest.approx(expected)
+    low, high = t_interval(values, confidence=0.9)[1:]
+    margin = max(-low, high)  # the 90 % interval just fits: p is 5 %
+    assert equivalence_p(values, margin) == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [lambda: random_effects([1.0], [1.0]), lambda: random_effects([1, 2], [1, 0]), lambda: equivalence_p([1], 1)],
+)
+def test_too_few_studies_or_none_that_says_how_sure(call):
+    with pytest.raises(ValueError, match=r"effects|errors|values"):
+        call()

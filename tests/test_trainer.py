@@ -10,6 +10,7 @@ import pytest
 import torch
 from small_models import save_model
 
+from gtpo_mini import sample
 from gtpo_mini.credit import ARMS, Credit
 from gtpo_mini.policy.load import load_policy
 from gtpo_mini.rollout.engine import RolloutEngine
@@ -17,6 +18,7 @@ from gtpo_mini.rollout.protocol import load_protocol
 from gtpo_mini.tasks.task import Task, load_task
 from gtpo_mini.train.config import TrainConfig, load_profile
 from gtpo_mini.train.loss import token_logprobs
+from gtpo_mini.train.metrics import describe_step
 from gtpo_mini.train.packing import passes, per_token
 from gtpo_mini.train.trainer import Trainer
 from gtpo_mini.types import ExecutionResult, Problem, StopReason, Turn
@@ -61,6 +63,7 @@ def test_metrics_file_has_header_steps_and_footer_with_fixed_keys(tmp_path, sand
     keys = {
         "reward/outcome", "reward/turn_mean", "loss/policy", "loss/clip_fraction", "loss/sampler_mismatch", "loss/kl",
         "rollout/turns", "rollout/calls", "rollout/invalid_calls", "rollout/guesses", "group/silent", "grad/norm",
+        "group/hopeless", "advantage/hopeless_share",
         "policy/entropy", "time/rollout", "time/score", "time/update", "time/step", "memory/peak_gib",
         *(f"rollout/stop_{reason}" for reason in StopReason),
     }  # fmt: skip
@@ -69,6 +72,19 @@ def test_metrics_file_has_header_steps_and_footer_with_fixed_keys(tmp_path, sand
     assert lines[1]["loss/sampler_mismatch"] < 1e-5
     with pytest.raises(ValueError, match="holds a run already"):
         Trainer(trainer.policy, trainer.task, SMALL, tmp_path / "a" / "b")
+
+
+def test_the_share_of_credit_where_nothing_is_right_by_hand(sandbox):
+    policy, task = load_policy("tiny", device="cpu"), load_task("branching")
+    groups = sample(policy, task, 2, 2, seed=1, settings=SMALL.sampling(), sandbox=sandbox)
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    advantages = [[0.5 * (-1) ** j for j in range(len(rollout.turns))] for rollout in rollouts]
+    tokens = [sum(rollout.loss_mask) for rollout in rollouts]
+    told = describe_step(rollouts, [0, 0.9, 0, 1], advantages, advantages, 2)
+    assert told["group/hopeless"] == 0.5  # a grade below 1 is not right
+    assert told["advantage/hopeless_share"] == pytest.approx(sum(tokens[:2]) / sum(tokens))
+    silent = [[0.0] * len(rollout.turns) for rollout in rollouts]
+    assert describe_step(rollouts, [0, 0, 0, 0], silent, silent, 2)["advantage/hopeless_share"] == 0
 
 
 def test_the_step_follows_the_advantages(sandbox):

@@ -29,11 +29,12 @@ from ..train.metrics import mean
 from ..train.record import RecordedRun, read_run
 from ..train.trainer import Trainer
 from .coldstart import regime_policy
-from .compare import by_arm
+from .compare import area, by_arm, collapsed
 from .evaluate import evaluate
 from .stats import t_interval
 
 _EVAL_ROWS = 256  # rollouts decoded at once in an evaluation, which keeps nothing for a backward pass
+_ON_THE_WAY = 256  # problems of an evaluation that is not the last
 
 
 def run_arm(
@@ -42,6 +43,7 @@ def run_arm(
     output: str | Path,
     profile: str | None = None,
     eval_problems: int = 1024,
+    eval_every: int | None = None,
     regime: str | None = None,
     **changes,
 ) -> RecordedRun:
@@ -58,7 +60,7 @@ def run_arm(
     credit = load_arm(arm)
     config = replace(chosen.train, credit=replace(credit, **own) if own else credit, seed=seed, **changes)
     facts = {"arm": arm, **({"regime": regime, "task_options": options} if regime else {})}
-    facts["eval_problems"] = eval_problems
+    facts |= {"eval_problems": eval_problems, **({"eval_every": eval_every} if eval_every else {})}
     path = Path(output) / "metrics.jsonl"
     if path.exists() and (run := read_run(path)) is not None:
         same = {**facts, "config": json.loads(json.dumps(config.record()))}
@@ -75,16 +77,22 @@ def run_arm(
     if {p.question for p in train.problems} & {p.question for p in test.problems}:
         raise ValueError(f"task {name!r}: the same question is in train and in test")
     with Sandbox() as sandbox:
+        on_the_way: dict[str, dict] = {}
 
-        def evaluations() -> dict:
+        def evaluations(problems: int, suffix: str = "") -> dict[str, dict]:
             found = {}
             for name, temperature in (("sampled", config.temperature), ("greedy", 0.0)):
                 settings = config.sampling(temperature=temperature, rows=_EVAL_ROWS)
-                found[name] = evaluate(policy, test, settings, problems=eval_problems, sandbox=sandbox, seed=1).record()
+                result = evaluate(policy, test, settings, problems=problems, sandbox=sandbox, seed=1)
+                found[name + suffix] = result.record()
             return found
 
+        def after_step(done: int) -> None:
+            if eval_problems and eval_every and done % eval_every == 0 and done < config.steps:
+                on_the_way.update(evaluations(min(_ON_THE_WAY, eval_problems), f"_{done}"))
+
         trainer = Trainer(policy, train, config, output, sandbox=sandbox, header=facts, checkpoint_every=None)
-        trainer.train(footer=evaluations if eval_problems else None)
+        trainer.train((lambda: on_the_way | evaluations(eval_problems)) if eval_problems else None, after_step)
     return read_run(path)
 
 
@@ -105,18 +113,23 @@ def run_arms(
         profile: machine and base configuration; see `load_profile`.
         processes: runs at a time; more than cores is slower, not faster.
         rates: learning rate of each arm (`search_rates`); None: the profile's, or ``learning_rate``, for all.
-        options: of every run: ``eval_problems`` held out (1024; 0: none), one sample each, and once more greedily; a
-            ``regime`` of `REGIMES`, another start and variant of the task; fields of `TrainConfig` and `Credit`.
+        options: of every run: ``eval_problems`` held out (1024; 0: none), one sample each, and once more greedily, and
+            the first 256 of them after every ``eval_every`` steps (None: at the end only); a ``regime`` of `REGIMES`,
+            another start and variant of the task, or several: each has a folder in ``output``, and all have made a
+            seed's runs before the next seed begins; fields of `TrainConfig` and `Credit`.
 
     Raises ValueError for nothing to run, an unknown arm, profile or regime, an arm without a rate, or a finished run of
     another configuration in its folder.
     """
-    _check(arms, options)
+    for arm in arms:
+        load_arm(arm)
     if rates is not None and (missing := [arm for arm in arms if arm not in rates]):
         raise ValueError(f"no learning rate for {', '.join(missing)}; search these arms too")
+    starts = _starts(output, options)
     jobs = [
-        (arm, seed, Path(output) / f"{arm}-seed{seed}", {"learning_rate": rates[arm]} if rates else {})
+        (arm, seed, folder / f"{arm}-seed{seed}", start | ({"learning_rate": rates[arm]} if rates else {}))
         for seed in seeds
+        for folder, start in starts
         for arm in arms
     ]
     return _run_all(jobs, profile, processes, options)
@@ -133,23 +146,29 @@ def search_rates(
 ) -> dict[str, float]:
     """The best of ``rates`` for each arm, with the same budget; every score goes into ``output/rates.json``.
 
-    A score is the mean training accuracy of the last third of the steps: fresh problems, so none of the held-out ones
-    is looked at. The seeds are other ones than those that count; the rest is as in `run_arms`.
+    A score is the mean `area` of an arm's runs: fresh problems, so none of the held-out ones is looked at. A rate at
+    which more than a tenth of an arm's runs broke down (`collapsed`) is not taken, unless there is no other. The seeds
+    are other ones than those that count; several regimes have one score, their mean; the rest is as in `run_arms`.
     """
-    _check(arms, options)
+    for arm in arms:
+        load_arm(arm)
+    starts = _starts(output, options)
     jobs = [
-        (arm, seed, Path(output) / f"{arm}-rate{rate}-seed{seed}", {"learning_rate": rate, "eval_problems": 0})
+        (arm, seed, folder / f"{arm}-rate{rate}-seed{seed}", {**start, "learning_rate": rate, "eval_problems": 0})
+        for seed in seeds
+        for folder, start in starts
         for arm in arms
         for rate in rates
-        for seed in seeds
     ]
-    scores: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+    tried: dict[str, dict[float, list[RecordedRun]]] = defaultdict(lambda: defaultdict(list))
     for run in _run_all(jobs, profile, processes, options):
-        late = run.series("reward/outcome")[-max(1, len(run.steps) // 3) :]
-        scores[run.arm][run.header["config"]["learning_rate"]].append(mean(late))
-    means = {arm: {rate: mean(values) for rate, values in found.items()} for arm, found in scores.items()}
-    best = {arm: max(found, key=found.__getitem__) for arm, found in means.items()}
-    record = {"best": best, "scores": means, "seeds": list(seeds)}
+        tried[run.arm][run.header["config"]["learning_rate"]].append(run)
+    scores, broken, best = {}, {}, {}
+    for arm, by_rate in tried.items():
+        scores[arm] = {rate: mean([area(run) for run in runs]) for rate, runs in by_rate.items()}
+        broken[arm] = {rate: mean([collapsed(run) for run in runs]) for rate, runs in by_rate.items()}
+        best[arm] = max(scores[arm], key=lambda rate: (broken[arm][rate] <= 0.1, scores[arm][rate]))
+    record = {"best": best, "scores": scores, "broke_down": broken, "seeds": list(seeds)}
     Path(output, "rates.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return best
 
@@ -164,12 +183,16 @@ def read_rates(path: str | Path) -> dict[str, float]:
         raise ValueError(f"rates={str(path)!r}: {why}; take the rates.json of: gtpo-mini search") from error
 
 
-def _check(arms: Sequence[str], options: dict) -> None:
-    """Before any process starts: the arms are known, and the regime's policy is there, made once for all."""
-    for arm in arms:
-        load_arm(arm)
-    if options.get("regime"):
-        regime_policy(options["regime"])
+def _starts(output: str | Path, options: dict) -> list[tuple[Path, dict]]:
+    """The folder and the regime of each start, whose policy is made here, once for all runs."""
+    regimes = options.pop("regime", None)
+    if not regimes or isinstance(regimes, str):
+        regimes = [regimes] if regimes else []
+    for name in regimes:
+        regime_policy(name)
+    if len(regimes) < 2:
+        return [(Path(output), {"regime": name}) for name in regimes] or [(Path(output), {})]
+    return [(Path(output) / name, {"regime": name}) for name in regimes]
 
 
 def _run_all(jobs: Sequence[tuple], profile: str | None, processes: int, options: dict) -> list[RecordedRun]:

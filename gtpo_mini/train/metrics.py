@@ -72,14 +72,23 @@ def describe_step(
 ) -> dict[str, float]:
     """The metrics of a step but for the update's: of rollouts, of their turn rewards and advantages, of groups."""
     silent: dict[int, bool] = {}  # a group: has none of its rollouts an advantage
-    for group, advantages_N in zip(group_numbers(rollouts, group_size), advantages, strict=True):
+    hopeless: dict[int, bool] = {}  # a group: is none of its rollouts right
+    weights: dict[int, float] = {}  # a group: sum of abs(advantage) over policy tokens
+    of_each = zip(group_numbers(rollouts, group_size), rollouts, correct, advantages, strict=True)
+    for group, rollout, right, advantages_N in of_each:
         silent[group] = silent.get(group, True) and not any(advantages_N)
+        hopeless[group] = hopeless.get(group, True) and right != 1
+        said = zip(rollout.loss_mask, rollout.turn_index, strict=True)
+        weights[group] = weights.get(group, 0.0) + sum(abs(advantages_N[j]) for mask, j in said if mask)
+    blind = sum(weight for group, weight in weights.items() if hopeless[group])
     return {
         **describe_rollouts(rollouts, correct),
         "reward/turn_mean": mean([reward for rewards_N in rewards for reward in rewards_N]),
         **describe_advantages(rollouts, correct, advantages),
         "advantage/mean_abs": mean([abs(a) for advantages_N in advantages for a in advantages_N]),
+        "advantage/hopeless_share": blind / (sum(weights.values()) or 1.0),  # of abs(advantage) over tokens
         "group/silent": mean(list(silent.values())),
+        "group/hopeless": mean(list(hopeless.values())),  # nothing in it is right
     }
 
 

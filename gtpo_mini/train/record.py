@@ -11,7 +11,7 @@ import fcntl
 import gzip
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,25 +163,26 @@ def load_runs(path: str | Path) -> list[RecordedRun]:
     return sorted(runs, key=lambda run: (run.arm, run.seed))
 
 
-def save_runs(runs: Sequence[RecordedRun], path: str | Path) -> None:
+def save_runs(runs: Sequence[RecordedRun], path: str | Path, keys: Collection[str] | None = None) -> None:
     """Write finished runs into one compact file, "....jsonl.gz"; the same runs give the same bytes.
 
-    Everything comes back from `load_runs` as it was, but times and memory, which keep four digits.
+    Everything comes back from `load_runs` as it was, but times and memory, which keep four digits; and of the steps'
+    metrics only ``keys`` (None: all).
     """
     path = Path(path)
     if not path.name.endswith(_COMPACT) or not runs:
         raise ValueError(f"path={str(path)!r}: must end in {_COMPACT}, and take at least one run, got {len(runs)}")
     problems: dict[tuple[str, ...], int] = {}  # distinct lists of ids, in order of appearance
-    packed = [_pack(run, problems) for run in runs]
+    packed = [_pack(run, problems, keys) for run in runs]
     lines = [json.dumps(line) + "\n" for line in ({"kind": "runs", "problems": list(problems)}, *packed)]
     path.write_bytes(gzip.compress("".join(lines).encode(), compresslevel=9, mtime=0))
 
 
-def _pack(run: RecordedRun, problems: dict[tuple[str, ...], int]) -> dict:
+def _pack(run: RecordedRun, problems: dict[tuple[str, ...], int], wanted: Collection[str] | None) -> dict:
     def kept(key: str, value: Any) -> Any:
         return float(f"{value:.4g}") if key.startswith(_CLOCKS) and value is not None else value
 
-    keys = dict.fromkeys(key for step in run.steps for key in step)
+    keys = dict.fromkeys(key for step in run.steps for key in step if wanted is None or key in wanted)
     columns = {key: [kept(key, step.get(key)) for step in run.steps] for key in keys}
     constant = {key: column[0] for key, column in columns.items() if len({json.dumps(value) for value in column}) == 1}
     columns = {key: column for key, column in columns.items() if key not in constant}

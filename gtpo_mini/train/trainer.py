@@ -88,10 +88,13 @@ class Trainer:
         """The metrics of each step that is done."""
         return self.run.history
 
-    def train(self, footer: Callable[[], dict] | None = None) -> list[dict[str, Any]]:
+    def train(
+        self, footer: Callable[[], dict] | None = None, after_step: Callable[[int], object] | None = None
+    ) -> list[dict[str, Any]]:
         """Run all steps; returns the metrics of each, which are also written as they come.
 
-        What ``footer`` returns, called at the end, closes ``metrics.jsonl`` (an evaluation, say).
+        ``after_step`` is called after each step, with the number of steps done (to evaluate on the way, say). What
+        ``footer`` returns, called at the end, closes ``metrics.jsonl``.
 
         Raises:
             ValueError: a prompt that does not fit; a grader or credit that fails; another run or process in ``output``.
@@ -113,6 +116,8 @@ class Trainer:
             run.begin(header, identity, self.policy, self.optimizer, self.update)
             for step in run.remaining(config.steps):
                 self.step(engine, step)
+                if after_step is not None:
+                    after_step(len(run.history))
             end = footer() if footer and not run.finished else {}
             run.close(self.policy, {"steps": len(run.history), **end})
         return run.history
