@@ -248,16 +248,19 @@ def plot(runs: Positional[str], output: str = "results", name: str = "side_by_si
     print(experiments.plots.save_figure(figure, name, recorded, output))
 
 
-def meter(regimes: Positional[tuple[str, ...]], output: str = "results/meter", problems: int = 24) -> None:
+def meter(
+    regimes: Positional[tuple[str, ...]], output: str = "results/meter", problems: int = 24, after: int = 0
+) -> None:
     """Correlate each arm's advantages with the true ones, before any training.
 
     Args:
         regimes: starts, e.g. branching_20 facts_20
         output: folder; a file a regime, which is read again where it is there
         problems: groups of eight rollouts
+        after: steps of GRPO first
     """
     for name in regimes:
-        record = experiments.meter.measure_regime(name, output, problems)
+        record = experiments.meter.measure_regime(name, output, problems, after=after)
         print(f"{name}: {record['groups']} groups\n{experiments.meter.meter_table(record)}\n")
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import math
 import random
+from dataclasses import replace
 from statistics import fmean, stdev
 
 import pytest
 from matplotlib import pyplot as plt
 from scipy.stats import t as student
+from scipy.stats import ttest_1samp
 
 from gtpo_mini.experiments import plots, report
 from gtpo_mini.experiments.compare import Difference, area, collapsed, differences, plateau, steps_to
 from gtpo_mini.experiments.report import arms_table, load_regime_runs, write_report
-from gtpo_mini.experiments.stats import Interval
+from gtpo_mini.experiments.stats import Interval, t_interval
 from gtpo_mini.train.record import RecordedRun
 
 
@@ -100,8 +102,6 @@ def test_tables_and_figures_show_every_arm(runs):
     figure = plots.plot_differences(differences(runs, ["gtpo", "+turn_rewards"]), "Title")
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert labels == ["gtpo − grpo  (5 seeds)", "+turn_rewards − grpo  (5 seeds)"]
-    figure = plots.plot_regimes({"here": runs, "there": runs})
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["here", "there"]
     plt.close("all")
 
 
@@ -113,53 +113,14 @@ def test_a_tool_given_up_is_named(runs):
     assert report.given_up({"here": runs}) == ["GTPO in here (3.0 to 1.0 [1.0, 1.0] calls a rollout)"]
 
 
-def test_added_seeds_are_looked_at_alone(runs):
-    variant = [
-        make_run(arm, seed, [1.0, 1.0, 0.0, 1.0] * 50) for arm in ("no_penalty", "potential") for seed in range(5)
-    ]
-    (d,) = differences([run for run in runs if run.seed > 1], ["gtpo"])
-    assert f"`gtpo` minus `grpo` {report.points(d.over_seeds)} points" in report.seen_again([*runs, *variant], first=2)
-
-
 def test_runs_that_never_moved_count_once(runs):
     for run in runs:
         run.steps[0]["grad/norm"] = 0.0 if run.arm == "grpo" and run.seed > 1 else 0.3
     (d,) = differences(runs, ["gtpo"])
     (kept,) = differences([run for run in runs if run.seed < 3], ["gtpo"])
     assert d.seeds == 3 and d.over_seeds == kept.over_seeds
-    assert report.unmoved({"here": runs}) == ["GRPO in here (3 of 5 seeds)"]
     with pytest.raises(ValueError, match="1 common seeds"):
         differences([run for run in runs if run.seed > 1], ["gtpo"])
-
-
-def test_two_steps_of_the_ladder_are_also_at_one_rate():
-    runs = [run for name in ("ablation", "one_rate") for run in report.load_runs(report.ROOT / "data" / "runs" / name)]
-    ends = {
-        arm: fmean(
-            run.footer["sampled"]["accuracy"]
-            for run in runs
-            if (run.arm, run.header["config"]["learning_rate"]) == (arm, 6e-4)
-        )
-        for arm in ("+turn_rewards", "+returns", "gtpo")
-    }
-    said = report.at_one_rate()
-    assert said.startswith("all at 0.0006 (10 seeds): ")
-    assert f"`+returns` minus `+turn_rewards` {100 * (ends['+returns'] - ends['+turn_rewards']):+.1f} [" in said
-    assert f"`gtpo` minus `+returns` {100 * (ends['gtpo'] - ends['+returns']):+.1f} [" in said
-
-
-def test_a_run_that_broke_down_is_named(runs):
-    assert report.broke_down(runs) == []
-    assert report.broke_down([make_run("gtpo", 3, [0.0, 0.0, 0.0, 0.0, 1.0, 0.0])]) == ["`gtpo` seed 3 (20 to 17 %)"]
-
-
-def test_variants_are_compared_where_they_were_run(runs):
-    variant = [make_run("no_penalty", seed, [1.0, 1.0, 0.0, 1.0] * 50) for seed in range(5)]
-    table = report.variants_table({"here": [*runs, *variant], "there": runs, "once": [*runs, variant[0]]})
-    assert table.count("| here |") == 2 and "there" not in table and "once" not in table
-    words = report.without_penalties({"here": [*runs, *variant], "there": runs})
-    (d,) = differences([*runs, *variant], ["no_penalty"], "gtpo")
-    assert words == f"here {report.points(d.over_seeds)}, p {d.p:.2g}" and report.without_penalties({}) == "not run"
 
 
 def test_the_verdict_follows_the_corrected_p():
@@ -186,19 +147,6 @@ def test_readme_and_results_are_what_the_recorded_runs_say(tmp_path):
         write_report(tmp_path)
 
 
-def test_the_readme_s_numbers_are_the_table_s():
-    """The sentence and the small table say what the large table says, row by row."""
-    results = (report.ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    (sentence,) = [line for line in results.splitlines() if line.startswith("**GTPO minus GRPO")]
-    runs = report.load_runs(report.ROOT / "data" / "runs" / "ablation")
-    assert report.headline(runs) in sentence
-    assert len(report.ladder_table(runs).splitlines()) == 6
-    for row in report.ladder_table(runs).splitlines()[2:]:
-        arm, *cells = (cell.strip() for cell in row.strip("|").split("|"))
-        (line,) = [line for line in results.splitlines() if line.startswith(f"| {arm} |") and line.count("|") == 12]
-        assert all(f"| {cell} |" in line for cell in cells if cell)
-
-
 def test_the_recorded_set_is_as_large_as_the_readme_says():
     runs = [run for cell in load_regime_runs().values() for run in cell]
     main = load_regime_runs()["(shipped)"]
@@ -215,3 +163,83 @@ def test_every_recorded_step_learned_from_what_was_sampled():
         gap for run in report.load_runs(report.ROOT / "data" / "runs") for gap in run.series("loss/sampler_mismatch")
     ]
     assert len(gaps) > 5000 and max(gaps) < 2e-6
+
+
+@pytest.fixture
+def study() -> dict[str, list[RecordedRun]]:
+    """Three regimes of 5 seeds: GTPO 10 points ahead, 10 points behind, and as good but for noise."""
+    rng, found = random.Random(1), {}
+    for name, gain in (("ahead", 0.1), ("behind", -0.1), ("even", 0.0)):
+        found[name] = []
+        for seed in range(5):
+            for arm in ("grpo", "gtpo"):
+                level = 0.4 + (gain if arm == "gtpo" else 0) + rng.gauss(0, 0.004)
+                run = curve([level * min(1, i / 10) for i in range(40)], arm, seed)
+                scores = [float(rng.random() < level) for _ in range(200)]
+                found[name].append(RecordedRun(run.header, run.steps, make_run(arm, seed, scores).footer))
+    return found
+
+
+def test_a_regime_says_reproduced_the_opposite_or_neither(study):
+    found = report.over_regimes(study)
+    assert [report.study_verdict(d) for d in found.values()] == ["reproduced", "the opposite", "not reproduced"]
+    wide = replace(found["even"], over_seeds=Interval(0.0, -0.1, 0.1), p_holm=0.8)
+    assert report.study_verdict(wide) == "cannot tell"
+    assert found["even"].p_within(0.02) < 0.05 < wide.p_within(0.02) and found["ahead"].p_within(0.02) > 0.95
+    over = report.pooled(found)
+    assert over.over_studies.low < 0 < over.over_studies.high and over.sd > 0.05 and over.p_same < 1e-6
+    sentence = report.study_sentence(study)
+    assert "pooled over 3 regimes" in sentence and "reproduced in 1, the opposite in 1, not reproduced in 1" in sentence
+    assert "(5 paired seeds in each" in sentence and "is excluded in 1" in sentence
+    figure = plots.plot_study(study)
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == ["ahead  (5 seeds)", "behind  (5 seeds)", "even  (5 seeds)", "all regimes"]
+    plt.close("all")
+
+
+def test_standard_error_and_equivalence_by_hand():
+    gaps = [0.01, -0.02, 0.03, 0.0, 0.02]
+    runs = [
+        curve([0.5 + gain], arm, seed) for seed, gap in enumerate(gaps) for arm, gain in (("grpo", 0), ("gtpo", gap))
+    ]
+    (d,) = differences(runs, ["gtpo"], kind=area)
+    assert d.error == pytest.approx(stdev(gaps) / math.sqrt(5))
+    sides = [ttest_1samp(gaps, bound, alternative=side).pvalue for bound, side in ((-0.02, "greater"), (0.02, "less"))]
+    assert d.p_within(0.02) == pytest.approx(max(sides))
+    low, high = t_interval(gaps, confidence=0.9)[1:]
+    assert d.p_within(max(-low, high)) == pytest.approx(0.05)  # the margin that the 90 % interval just fits
+
+
+def test_the_study_s_tables_follow_from_the_runs(study):
+    table = report.study_table(study).splitlines()
+    mine = [cell.strip() for cell in table[2].strip("|").split("|")]
+    for place, arm in ((2, "grpo"), (3, "gtpo")):
+        assert float(mine[place]) == pytest.approx(
+            100 * fmean(fmean(run.series("reward/outcome")) for run in study["ahead"] if run.arm == arm), abs=0.05
+        )
+    assert mine[0] == "ahead" and mine[1] == "5" and mine[7] == "reproduced"
+    level = 0.9 * fmean(plateau(run) for run in study["ahead"] if run.arm == "grpo")
+    took = [fmean(steps_to(run, level) for run in study["ahead"] if run.arm == arm) for arm in ("grpo", "gtpo")]
+    assert mine[8] == f"{took[0]:.0f} / {took[1]:.0f}" and took[1] < took[0]
+    assert "| `gtpo` |" in report.ladder_table(study) and "turn_rewards" not in report.ladder_table(study)
+    assert report.broken_runs(study) == []
+    study["even"][0] = curve([0.5] * 10 + [0.2] * 10)
+    assert report.broken_runs(study) == ["`grpo` in even: 1 of 5"]
+
+
+def test_a_meter_that_ranks_gains_rightly_correlates(study):
+    credits = {"ahead": 0.5, "behind": 0.1, "even": 0.3}
+    meters = {
+        name: {"credits": {"grpo": {"correlation": [0.3]}, "gtpo": {"correlation": [value]}}}
+        for name, value in credits.items()
+    }
+    dots = report.prediction(meters, study)
+    assert [(dot.arm, dot.regime) for dot in dots] == [("gtpo", name) for name in study]
+    assert dots[0].meter == pytest.approx(0.2) and dots[0].gain == pytest.approx(0.1 * 0.89, abs=0.01)
+    assert report.rank_correlation(dots).estimate == pytest.approx(1)
+    turned = [dot._replace(meter=-dot.meter) for dot in dots]
+    assert report.rank_correlation(turned).estimate == pytest.approx(-1)
+    figure = plots.plot_prediction({"at the start": meters, "later": meters}, study)
+    for axes, when in zip(figure.axes, ("at the start", "later"), strict=True):
+        assert axes.get_title().startswith(f"{when}: rank correlation +1.00")
+    plt.close("all")

@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gtpo_mini.experiments.stats import (
-    equivalence_p,
     holm,
     minimum_detectable_effect,
     paired_bootstrap,
@@ -224,20 +223,6 @@ def test_pooled_intervals_cover_the_mean_of_regimes_that_differ():
     assert 0.91 < hits / 400 < 0.99
 
 
-def test_equivalence_is_the_larger_of_two_one_sided_tests():
-    values = [0.3, -0.2, 0.5, 0.1, -0.1]
-    t = scipy.stats.ttest_1samp
-    expected = max(t(values, -1, alternative="greater").pvalue, t(values, 1, alternative="less").pvalue)
-    assert equivalence_p(values, 1) == pytest.approx(expected)
-    low, high = t_interval(values, confidence=0.9)[1:]
-    margin = max(-low, high)  # the 90 % interval just fits: p is 5 %
-    assert equivalence_p(values, margin) == pytest.approx(0.05)
-
-
-@pytest.mark.parametrize(
-    "call",
-    [lambda: random_effects([1.0], [1.0]), lambda: random_effects([1, 2], [1, 0]), lambda: equivalence_p([1], 1)],
-)
 def test_too_few_studies_or_none_that_says_how_sure(call):
     with pytest.raises(ValueError, match=r"effects|errors|values"):
         call()

@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import stdev
 
 from scipy.stats import binomtest, ttest_1samp
+from scipy.stats import t as student
 
 from ..train.metrics import mean
 from ..train.record import RecordedRun, load_runs, read_run
@@ -37,6 +38,19 @@ class Difference:
     detectable: float  #: smallest true difference that as many seeds show with 80 % power
     p: float  #: of the paired t-test over seeds, two-sided
     p_holm: float  #: corrected for all comparisons made together
+
+    @property
+    def error(self) -> float:
+        """Standard error of the difference over seeds."""
+        return (self.over_seeds.high - self.over_seeds.low) / 2 / float(student.ppf(0.975, self.seeds - 1))
+
+    def p_within(self, margin: float) -> float:
+        """p-value of "the difference is smaller than ``margin`` either way": two one-sided t-tests (Schuirmann, 1987).
+
+        Below 0.05 a claim of no difference holds; that no difference was shown is none.
+        """
+        nearest = (margin - abs(self.over_seeds.estimate)) / self.error if self.error else math.inf
+        return float(student.sf(nearest, self.seeds - 1))
 
     @property
     def verdict(self) -> str:

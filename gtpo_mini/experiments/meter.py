@@ -32,6 +32,7 @@ from ..tasks.starts import load_regime
 from ..tasks.task import Task, load_task
 from ..train.config import load_profile
 from ..train.metrics import run_header
+from ..train.trainer import Trainer
 from ..types import Problem, Trajectory, Turn
 from .coldstart import regime_policy
 from .evaluate import Group, sample
@@ -205,9 +206,14 @@ def credit_meter(
     return Meter(**found, advantages={name: np.array(values) for name, values in advantages.items()})
 
 
-def measure_regime(name: str, output: str | Path, problems: int = 24, continuations: int = 12) -> dict[str, Any]:
-    """The meter's record of all arms in a regime's start, in ``output/NAME.json``; read again where it is there."""
-    path = Path(output) / f"{name}.json"
+def measure_regime(
+    name: str, output: str | Path, problems: int = 24, continuations: int = 12, after: int = 0
+) -> dict[str, Any]:
+    """The meter's record of all arms in a regime's start, in ``output/NAME.json``; read again where it is there.
+
+    ``after`` steps of GRPO (of the ``cpu`` profile, seed 1000) it is in ``NAME-after<steps>.json``.
+    """
+    path = Path(output) / (f"{name}-after{after}.json" if after else f"{name}.json")
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8"))
     regime, folder = load_regime(name), regime_policy(name)
@@ -215,10 +221,15 @@ def measure_regime(name: str, output: str | Path, problems: int = 24, continuati
     policy, task = load_policy(folder, device="cpu"), load_task(regime.family, **regime.task)
     credits = {arm: credit for arm, credit in ARMS.items() if credit.similarity != "embedding"}  # needs a model
     start = time.perf_counter()
-    found = credit_meter(policy, task, credits, problems, continuations, settings=config.sampling()).record()
+    with Sandbox() as sandbox:
+        if after:
+            Trainer(policy, task, replace(config, credit=ARMS["grpo"], steps=after, seed=1000), sandbox=sandbox).train()
+        how = {"settings": config.sampling(), "sandbox": sandbox}
+        found = credit_meter(policy, task, credits, problems, continuations, **how).record()
     header = run_header(config, folder.name, task.name, str(policy.device))
     facts = {key: header[key] for key in ("command", "commit", "versions", "device", "threads")}
-    facts |= {"regime": name, "continuations": continuations, "seconds": round(time.perf_counter() - start)}
+    facts |= {"regime": name, "after": after, "continuations": continuations}
+    facts["seconds"] = round(time.perf_counter() - start)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**facts, **found}, indent=1) + "\n", encoding="utf-8")
     return {**facts, **found}

@@ -16,9 +16,19 @@ from matplotlib.figure import Figure
 
 from ..train.config import results_folder
 from ..train.metrics import mean
-from ..train.record import RecordedRun
+from ..train.record import RecordedRun, load_runs
 from .compare import Difference, by_arm
-from .report import ROOT, RUNS, first_step, load_regime_runs, regime_differences
+from .report import (
+    ROOT,
+    RUNS,
+    load_meters,
+    load_study,
+    over_regimes,
+    pooled,
+    prediction,
+    rank_correlation,
+    study_verdict,
+)
 from .stats import Interval, t_interval
 
 #: Okabe-Ito colours, which colour-blind readers tell apart, and a marker of its own for each arm.
@@ -134,33 +144,67 @@ def plot_meters(meters: Mapping[str, Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def plot_regimes(regimes: Mapping[str, Sequence[RecordedRun]]) -> Figure:
-    """GTPO minus GRPO in every regime, the accuracy before and after, and the tool calls a rollout."""
-    size = (12, 2.0 + 0.42 * len(regimes))
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=size, sharey=True, layout="constrained")
-    panels = {left: "GTPO minus GRPO, points", middle: "held-out accuracy, %", right: LABELS["rollout/calls"]}
-    for row, (name, d) in enumerate(regime_differences(regimes).items()):
-        _bar(left, row, d.over_seeds, color="#555555", linewidth=3)
-        left.plot(100 * d.over_seeds.estimate, row, "o", color="black")
-        middle.plot(100 * first_step(regimes[name], "reward/outcome"), row, "|", color="black", markersize=14)
-        right.plot(first_step(regimes[name]), row, "|", color="black", markersize=14)
-        for shift, arm in ((-0.12, "grpo"), (0.12, "gtpo")):
-            colour, marker, _ = ARM_STYLE[arm]
-            ends = [run.footer["sampled"] for run in by_arm(regimes[name])[arm]]
-            shown = [100 * e["accuracy"] for e in ends], [e["behaviour"]["rollout/calls"] for e in ends]
-            for axes, values in zip((middle, right), shown, strict=True):
-                axes.plot(values, [row + shift] * len(ends), marker, color=colour, alpha=0.6)
-    left.axvline(0, color="black", linewidth=0.8)
-    left.set_yticks(range(len(regimes)), list(regimes))
-    left.invert_yaxis()
-    for colour, marker, label in (ARM_STYLE["grpo"], ARM_STYLE["gtpo"]):
-        middle.plot([], [], marker, color=colour, label=label)
-    middle.plot([], [], "|", color="black", markersize=12, label="at the start")
-    figure.legend(*middle.get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside lower center", ncols=3)
-    for axes, label in panels.items():
-        axes.set_xlabel(label)
+_VERDICTS = {"reproduced": "#009E73", "the opposite": "#D55E00", "not reproduced": "#555555", "cannot tell": "#BBBBBB"}
+
+
+def plot_study(study: Mapping[str, Sequence[RecordedRun]]) -> Figure:
+    """GTPO minus GRPO in every regime of `load_study`, marked by what it says of the claim, and pooled."""
+    found = over_regimes(study)
+    figure, axes = plt.subplots(figsize=(8, 1.6 + 0.36 * len(found)), layout="constrained")
+    verdicts = {name: study_verdict(d) for name, d in found.items()}
+    for row, (name, d) in enumerate(found.items()):
+        colour = _VERDICTS[verdicts[name]]
+        _bar(axes, row, d.over_seeds, color=colour, linewidth=3)
+        axes.plot(100 * d.over_seeds.estimate, row, "o", color=colour, markersize=7)
+    rows = [f"{name}  ({d.seeds} seeds)" for name, d in found.items()]
+    if len(found) > 1:
+        over = pooled(found).over_studies
+        _bar(axes, len(found), over, color="black", linewidth=5)
+        axes.plot(100 * over.estimate, len(found), "D", color="black", markersize=8)
+        rows.append("all regimes")
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.axvline(3, color="#0072B2", linewidth=1, linestyle="--", label="the paper's claim: +3")
+    for verdict in dict.fromkeys(verdicts.values()):
+        axes.plot([], [], "o-", color=_VERDICTS[verdict], linewidth=3, label=verdict)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.invert_yaxis()
+    axes.set(xlabel="GTPO minus GRPO, area under the learning curve, points", title="Does GTPO learn faster than GRPO?")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    figure.supxlabel(
+        "95 % t-interval over paired seeds; all regimes: a random-effects model", fontsize=8, color="#555555"
+    )
+    _finish(axes, grid=False)
+    return figure
+
+
+def plot_prediction(
+    meters: Mapping[str, Mapping[str, Mapping[str, Any]]], study: Mapping[str, Sequence[RecordedRun]]
+) -> Figure:
+    """Does the meter predict learning? A panel for each time it was read ("at the start"), a dot an arm and regime."""
+    size = (4.6 * len(meters) + 1.5, 4.6)
+    figure, panels = plt.subplots(1, len(meters), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    for axes, (when, records) in zip(panels[0], meters.items(), strict=True):
+        dots = prediction(records, study)
+        for arm in dict.fromkeys(dot.arm for dot in dots):
+            colour, marker, label = ARM_STYLE.get(arm, (*_OTHER, arm))
+            mine = [dot for dot in dots if dot.arm == arm]
+            x, y = [dot.meter for dot in mine], [100 * dot.gain for dot in mine]
+            axes.errorbar(
+                x, y, [100 * dot.error for dot in mine], fmt=marker, color=colour, label=label, elinewidth=0.8
+            )
+            for dot, *place in zip(mine, x, y, strict=True):
+                axes.annotate(dot.regime, place, xytext=(4, 3), textcoords="offset points", fontsize=6, color="#555555")
+        axes.axhline(0, color="black", linewidth=0.8)
+        axes.axvline(0, color="black", linewidth=0.8)
+        rho = "rank correlation {:+.2f} [{:+.2f}, {:+.2f}]".format(*rank_correlation(dots))
+        axes.set_title(f"{when}: {rho}", fontsize=9)
+        axes.set_xlabel("meter, minus GRPO's")
         _finish(axes)
-    figure.suptitle("Where does GTPO differ from GRPO? One dot a seed; intervals: 95 % t over paired seeds")
+    panels[0][0].set_ylabel("area under the learning curve, minus GRPO's, points")
+    panels[0][-1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    figure.suptitle("Does better credit mean faster learning?")
+    note = "bars: standard error over seeds; interval of the rank correlation: bootstrap over regimes"
+    figure.supxlabel(note, fontsize=8, color="#555555")
     return figure
 
 
@@ -186,11 +230,15 @@ def save_figure(figure: Figure, name: str, runs: Sequence[RecordedRun] = (), fol
 
 
 def readme_figures(folder: Path = RUNS, output: Path = ROOT / "docs") -> list[Path]:
-    """The README's figures, from the recorded runs alone."""
-    regimes = load_regime_runs(folder)
-    main = [run for run in regimes["(shipped)"] if run.arm in ("grpo", "gtpo")]
+    """The figures of README and docs, from the recorded runs alone."""
+    main = [run for run in load_runs(folder / "ablation") if run.arm in ("grpo", "gtpo")]
+    study = load_study(folder)
+    times = {"at the start": 0, "after 20 steps": 20, "after 60 steps": 60}
+    meters = {when: found for when, after in times.items() if (found := load_meters(folder / "meter", after))}
+    runs = [run for mine in study.values() for run in mine]
     curves = plot_learning_curves(main, "A small policy learns to use a Python tool over several turns")
     return [
         save_figure(curves, "side_by_side", main, output),
-        save_figure(plot_regimes(regimes), "regimes", [run for runs in regimes.values() for run in runs], output),
+        save_figure(plot_study(study), "study", runs, output),
+        save_figure(plot_prediction(meters, study), "prediction", runs, output),
     ]

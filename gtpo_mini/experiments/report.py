@@ -4,19 +4,35 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from jinja2 import StrictUndefined, Template
+from scipy.stats import rankdata
 
-from ..credit.credit import ARMS, VARIANTS
+from ..credit.credit import ARMS
 from ..tasks.starts import REGIMES
 from ..train.metrics import mean
 from ..train.record import RecordedRun, load_runs
-from .compare import Difference, accuracies, by_arm, corrected, differences, percent, points
-from .stats import t_interval
+from .compare import (
+    Difference,
+    accuracies,
+    area,
+    by_arm,
+    collapsed,
+    corrected,
+    differences,
+    percent,
+    plateau,
+    points,
+    steps_to,
+)
+from .stats import Interval, Pooled, random_effects, t_interval
 
 _NAMES = {"grpo": "GRPO", "gtpo": "GTPO"}
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,11 +66,6 @@ def _over_problems(d: Difference) -> str:
     return points(d.over_problems).partition(" ")[2]
 
 
-def _in_words(found: Iterable[Difference]) -> str:
-    words = "`{}` minus `{}` {} points, p {:.2g}"
-    return "; ".join(words.format(d.arm, d.base, points(d.over_seeds), d.p_holm) for d in found)
-
-
 def _against(runs: Sequence[RecordedRun], base: str = "grpo") -> dict[str, Difference | None]:
     """Every arm's difference from the base arm, p-values corrected for all of them; None for the base itself."""
     arms = [arm for arm in ARMS if len(accuracies(runs, arm)) > 1]
@@ -77,23 +88,11 @@ def arms_table(runs: Sequence[RecordedRun], base: str = "grpo") -> str:
     return markdown_table(f"{columns} | minus {base}, points: seeds | problems | detectable | p (Holm)", rows)
 
 
-def broke_down(runs: Sequence[RecordedRun]) -> list[str]:
-    """Runs that ended, sampled and held out, below their first step's accuracy: e.g. "`gtpo` seed 5 (25 to 16 %)"."""
-    pairs = [(run, 100 * run.steps[0]["reward/outcome"], 100 * run.footer["sampled"]["accuracy"]) for run in runs]
-    return [f"`{run.arm}` seed {run.seed} ({start:.0f} to {end:.0f} %)" for run, start, end in pairs if end <= start]
-
-
-def load_regime_runs(folder: Path = RUNS, kind: str = "regimes") -> dict[str, list[RecordedRun]]:
-    """The recorded runs of GRPO, GTPO and our variants in every regime, the shipped policy's own first.
-
-    ``kind`` "regimes_3e-4": those at half the learning rate, without the shipped policy's.
-    """
-    recorded = {name: folder / kind / name for name in REGIMES}
-    regimes = {name: load_runs(path) for name, path in recorded.items() if path.exists()}
-    if kind != "regimes":
-        return regimes
-    shipped = [run for run in load_runs(folder / "ablation") if run.arm in ("grpo", "gtpo", *VARIANTS)]
-    return {"(shipped)": shipped, **regimes}
+def load_regime_runs(folder: Path = RUNS) -> dict[str, list[RecordedRun]]:
+    """The recorded runs of 20 steps of GRPO and GTPO in every regime, the shipped policy's own first."""
+    recorded = {name: folder / "regimes" / name for name in REGIMES}
+    shipped = [run for run in load_runs(folder / "ablation") if run.arm in ("grpo", "gtpo")]
+    return {"(shipped)": shipped, **{name: load_runs(path) for name, path in recorded.items() if path.exists()}}
 
 
 def regime_differences(regimes: Mapping[str, Sequence[RecordedRun]]) -> dict[str, Difference]:
@@ -117,60 +116,6 @@ def regimes_table(regimes: Mapping[str, Sequence[RecordedRun]]) -> str:
     return markdown_table(columns, rows)
 
 
-def variants_table(regimes: Mapping[str, Sequence[RecordedRun]]) -> str:
-    """Markdown: GTPO and each variant of ours minus GRPO, in every regime in which the variant was run twice.
-
-    The p-values are corrected for all rows of this table.
-    """
-    found = []
-    for name, runs in regimes.items():
-        tried = [arm for arm in VARIANTS if len(by_arm(runs).get(arm, [])) > 1]
-        found += [(name, d) for d in (differences(runs, ["gtpo", *tried]) if tried else [])]
-    rows = []
-    for (name, _), d in zip(found, corrected([d for _, d in found]), strict=True):
-        mine = by_arm(regimes[name])[d.arm]
-        rows.append([name, f"`{d.arm}`", d.seeds, *_cells(d), f"{first_step(mine):.1f}, {mean(_ends(mine)):.1f}"])
-    return markdown_table(
-        "regime | arm | seeds | minus GRPO, points | detectable | p (Holm) | calls at the start, end", rows
-    )
-
-
-def without_penalties(regimes: Mapping[str, Sequence[RecordedRun]]) -> str:
-    """What taking the penalties away does to GTPO, e.g. "weak +13.5 [+5.0, +22.0], p 0.02"; p-values corrected."""
-    tried = {name: runs for name, runs in regimes.items() if len(by_arm(runs).get("no_penalty", [])) > 1}
-    found = corrected([differences(runs, ["no_penalty"], "gtpo")[0] for runs in tried.values()])
-    parts = zip(tried, found, strict=True)
-    return "; ".join(f"{name} {points(d.over_seeds)}, p {d.p_holm:.2g}" for name, d in parts) or "not run"
-
-
-def seen_again(runs: Sequence[RecordedRun], first: int = 4) -> str:
-    """What the seeds say that were added because of what the ``first`` seeds had shown; these are left out."""
-    fresh = [run for run in runs if run.seed >= first]
-    found = [*differences(fresh, ["gtpo", "potential"]), *differences(fresh, ["no_penalty"], "gtpo")]
-    return _in_words(corrected(found))
-
-
-def at_one_rate(folder: Path = RUNS) -> str:
-    """The two steps of the ladder in which the searched rates differ, made again at the neighbours' rate."""
-    others = [run for run in load_runs(folder / "ablation") if run.arm in ("+turn_rewards", "gtpo")]
-    runs = [*others, *load_runs(folder / "one_rate")]
-    (rate,) = {run.header["config"]["learning_rate"] for run in runs}
-    steps = pairwise(["+turn_rewards", "+returns", "gtpo"])
-    found = corrected([differences(runs, [new], old)[0] for old, new in steps])
-    broken = "; ".join(broke_down(by_arm(runs)["+returns"])) or "none"
-    return f"all at {rate:g} ({found[0].seeds} seeds): {_in_words(found)} (broke down: {broken})"
-
-
-def unmoved(regimes: Mapping[str, Sequence[RecordedRun]]) -> list[str]:
-    """Where some of an arm's runs never moved: "GRPO in hopeless (3 of 4 seeds)"."""
-    return [
-        f"{_NAMES.get(arm, arm)} in {name} ({still} of {len(mine)} seeds)"
-        for name, runs in regimes.items()
-        for arm, mine in by_arm(runs).items()
-        if (still := sum(not run.moved for run in mine))
-    ]
-
-
 def given_up(regimes: Mapping[str, Sequence[RecordedRun]]) -> list[str]:
     """Where an arm ended with less than half of its calls: "GTPO in long (6.6 to 1.9 [1.0, 2.8] calls a rollout)"."""
     text = "{} in {} ({:.1f} to {:.1f} [{:.1f}, {:.1f}] calls a rollout)"
@@ -182,29 +127,72 @@ def given_up(regimes: Mapping[str, Sequence[RecordedRun]]) -> list[str]:
     ]
 
 
-def headline(runs: Sequence[RecordedRun]) -> str:
-    """One sentence: GTPO against GRPO after as many steps, with both kinds of luck and what would have been seen."""
-    (d,) = differences(runs, ["gtpo"])
-    problems, steps = len(runs[0].footer["sampled"]["per_problem"]), runs[0].header["config"]["steps"]
+def load_study(folder: Path = RUNS) -> dict[str, list[RecordedRun]]:
+    """The recorded runs to the plateau (docs/protocol.md) by regime, in the order of `REGIMES`."""
+    paths = {name: folder / "study" / f"{name}.jsonl.gz" for name in REGIMES}
+    return {name: load_runs(path) for name, path in paths.items() if path.exists()}
+
+
+def over_regimes(
+    study: Mapping[str, Sequence[RecordedRun]],
+    kind: str | Callable[[RecordedRun], float] = area,
+    arm: str = "gtpo",
+    base: str = "grpo",
+) -> dict[str, Difference]:
+    """An arm minus another in every regime of the study, p-values corrected over the regimes."""
+    found = [differences(runs, [arm], base, kind)[0] for runs in study.values()]
+    return dict(zip(study, corrected(found), strict=True))
+
+
+def study_verdict(d: Difference, claim: float = 0.03) -> str:
+    """What a regime says of the paper's claim, by the rule of docs/protocol.md.
+
+    A gain that is shown is "reproduced", a loss "the opposite"; an interval that lies below the claimed gain is "not
+    reproduced"; all else is "cannot tell".
+    """
+    if d.p_holm < 0.05:
+        return "reproduced" if d.over_seeds.estimate > 0 else "the opposite"
+    return "not reproduced" if d.over_seeds.high < claim else "cannot tell"
+
+
+def pooled(found: Mapping[str, Difference]) -> Pooled:
+    """One estimate over the regimes (`random_effects`)."""
+    return random_effects([d.over_seeds.estimate for d in found.values()], [d.error for d in found.values()])
+
+
+def study_table(study: Mapping[str, Sequence[RecordedRun]]) -> str:
+    """Markdown: in every regime the area under both curves, and what GTPO adds to it, to the plateau and to speed."""
+    rows, ends = [], over_regimes(study, "sampled")
+    for name, d in over_regimes(study).items():
+        grpo, gtpo = (by_arm(study[name])[arm] for arm in ("grpo", "gtpo"))
+        level = 0.9 * mean([plateau(run) for run in grpo])
+        areas = [f"{100 * mean([area(run) for run in runs]):.1f}" for runs in (grpo, gtpo)]
+        steps = " / ".join(f"{mean([steps_to(run, level) for run in runs]):.0f}" for runs in (grpo, gtpo))
+        levels = " / ".join(f"{100 * mean(accuracies(runs, runs[0].arm).values()):.1f}" for runs in (grpo, gtpo))
+        rows.append([name, d.seeds, *areas, *_cells(d), study_verdict(d), steps, levels, points(ends[name].over_seeds)])
+    columns = "regime | seeds | area GRPO, % | GTPO, % | minus, points | detectable | p (Holm) | the claim of +3"
+    return markdown_table(f"{columns} | steps to 90 % of GRPO's plateau | held out at the end, % | minus, points", rows)
+
+
+def study_sentence(study: Mapping[str, Sequence[RecordedRun]]) -> str:
+    """One sentence: GTPO minus GRPO pooled over the regimes, how much they differ, and whether it is near none."""
+    found = over_regimes(study)
+    over, sd, share, _ = pooled(found)
+    verdicts = Counter(map(study_verdict, found.values()))
+    small = sum(d.p_within(0.02) < 0.05 for d in found.values())
+    counts = sorted({d.seeds for d in found.values()})
+    seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+    said = ", ".join(f"{word} in {count}" for word, count in verdicts.items())
     return (
-        f"**GTPO minus GRPO: {points(d.over_seeds)} points** of held-out accuracy after {steps} steps ({d.seeds} "
-        f"paired seeds, 95 % t-interval; over the {problems} problems {_over_problems(d)}): {d.verdict}. A true "
-        f"difference of {100 * d.detectable:.1f} points would most likely have been seen."
+        f"**GTPO minus GRPO, area under the learning curve, pooled over {len(found)} regimes: {points(over)} points** "
+        f"({seeds} paired seeds in each; true effects differ by {100 * sd:.1f} points, {100 * share:.0f} % "
+        f"of the estimates' variance). A gain is {said}; a difference of 2 points either way is excluded in {small}."
     )
 
 
-def ladder_table(runs: Sequence[RecordedRun]) -> str:
-    """Markdown, for the README: from GRPO to GTPO, one part a step."""
-    found, rows = _against(runs), []
-    for arm in ("grpo", "+turn_rewards", "+returns", "gtpo"):
-        difference, _, p = _cells(d) if (d := found.get(arm)) else [""] * 3
-        rows.append([f"`{arm}`", percent(accuracies(runs, arm).values()), difference, p])
-    return markdown_table("arm | held-out accuracy, % | minus GRPO, points | p (Holm)", rows)
-
-
-def load_meters(folder: str | Path = RUNS / "meter") -> dict[str, dict[str, Any]]:
-    """The records of `gtpo-mini meter` in a folder, by regime, in the order of `REGIMES`."""
-    paths = {name: Path(folder, f"{name}.json") for name in REGIMES}
+def load_meters(folder: str | Path = RUNS / "meter", after: int = 0) -> dict[str, dict[str, Any]]:
+    """The records of `gtpo-mini meter` in a folder, ``after`` steps of GRPO, by regime, in the order of `REGIMES`."""
+    paths = {name: Path(folder, f"{name}-after{after}.json" if after else f"{name}.json") for name in REGIMES}
     return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.exists()}
 
 
@@ -220,23 +208,88 @@ def meters_table(folder: Path) -> str:
     return markdown_table(" | ".join(["arm", *meters]), rows)
 
 
+def ladder_table(study: Mapping[str, Sequence[RecordedRun]]) -> str:
+    """Markdown, for the README: from GRPO to GTPO, pooled over the regimes; the arms that every regime has."""
+    rows = []
+    for arm in ("grpo", "+turn_rewards", "+returns", "gtpo"):
+        mine = [by_arm(runs).get(arm, []) for runs in study.values()]
+        if all(mine):
+            levels = [[mean([kind(run) for run in runs]) for runs in mine] for kind in (area, _held_out)]
+            found = [over_regimes(study, kind, arm) for kind in (area, "sampled")] if arm != "grpo" else []
+            gains = [points(pooled(each).over_studies) for each in found] or [""] * 2
+            rows.append([f"`{arm}`", *(f"{100 * mean(level):.1f}" for level in levels), *gains])
+    columns = "arm | area under the curve, % | held out at the end, % | minus GRPO, points: area | at the end"
+    return markdown_table(columns, rows)
+
+
+def _held_out(run: RecordedRun) -> float:
+    return run.footer["sampled"]["accuracy"]
+
+
+def broken_runs(study: Mapping[str, Sequence[RecordedRun]]) -> list[str]:
+    """Runs that broke down, by the protocol's rule: "gtpo in facts_5: 1 of 10"."""
+    counted = {
+        (arm, name): sum(map(collapsed, mine)) for name, runs in study.items() for arm, mine in by_arm(runs).items()
+    }
+    return [f"`{arm}` in {name}: {n} of {len(by_arm(study[name])[arm])}" for (arm, name), n in counted.items() if n]
+
+
+class Dot(NamedTuple):
+    """An arm in a regime, both numbers as differences from GRPO there."""
+
+    arm: str
+    regime: str
+    meter: float  #: correlation with the true advantage at the start
+    gain: float  #: area under the learning curve
+    error: float  #: standard error of the gain
+
+
+def prediction(meters: Mapping[str, Mapping[str, Any]], study: Mapping[str, Sequence[RecordedRun]]) -> list[Dot]:
+    """What the meter said of an arm before training, and what training brought; of regimes that have both."""
+    dots = []
+    for regime, runs in study.items():
+        if regime in meters:
+            read = {arm: found["correlation"][0] for arm, found in meters[regime]["credits"].items()}
+            arms = [arm for arm in by_arm(runs) if arm != "grpo" and arm in read]
+            for d in differences(runs, arms, kind=area):
+                dots.append(Dot(d.arm, regime, read[d.arm] - read["grpo"], d.over_seeds.estimate, d.error))
+    return dots
+
+
+def rank_correlation(dots: Sequence[Dot], draws: int = 2000) -> Interval:
+    """Spearman's of meter and gain; its 95 % bootstrap interval draws regimes, for a regime's dots share their GRPO."""
+    by_regime = [[dot for dot in dots if dot.regime == regime] for regime in dict.fromkeys(dot.regime for dot in dots)]
+    rng, found = random.Random(0), []
+
+    def spearman(chosen: Iterable[Dot]) -> float:
+        ranks = [rankdata(values) for values in zip(*((dot.meter, dot.gain) for dot in chosen), strict=True)]
+        return float(np.corrcoef(*ranks)[0, 1]) if all(len(set(rank)) > 1 for rank in ranks) else 0.0
+
+    for _ in range(draws):
+        found.append(spearman(chain(*rng.choices(by_regime, k=len(by_regime)))))
+    low, high = np.quantile(found, [0.025, 0.975])
+    return Interval(spearman(dots), float(low), float(high))
+
+
 def results_text(folder: Path = RUNS) -> str:
     """``docs/results.md``, from the recorded runs alone; its template calls the functions of this module."""
     template = (ROOT / "gtpo_mini" / "assets" / "results.md").read_text(encoding="utf-8")
     runs = {"ablation": load_runs(folder / "ablation"), "regimes": load_regime_runs(folder), "folder": folder}
-    runs["slower"] = load_regime_runs(folder, "regimes_3e-4")
+    runs |= {"study": load_study(folder), "meters": load_meters(folder / "meter")}
     return Template(template, undefined=StrictUndefined, keep_trailing_newline=True).render(globals() | runs)
 
 
 def write_report(root: Path = ROOT, folder: Path = RUNS) -> Path:
-    """Write ``docs/results.md``, and headline and ladder between the README's two marks, which must be there."""
+    """Write ``docs/results.md``, and what the study says between the README's two marks, which must be there."""
     readme, results = root / "README.md", root / "docs" / "results.md"
     text = readme.read_text(encoding="utf-8")
     if BEGIN not in text or END not in text:
         raise ValueError(f"{readme.name}: lacks the marks {BEGIN} and {END}, between which the results go")
-    runs = load_runs(folder / "ablation")
+    study = load_study(folder)
     before, after = text.partition(BEGIN)[0], text.partition(END)[2]
-    readme.write_text(f"{before}{BEGIN}\n{headline(runs)}\n\n{ladder_table(runs)}\n{END}{after}", encoding="utf-8")
+    readme.write_text(
+        f"{before}{BEGIN}\n{study_sentence(study)}\n\n{ladder_table(study)}\n{END}{after}", encoding="utf-8"
+    )
     results.parent.mkdir(exist_ok=True)
     results.write_text(results_text(folder), encoding="utf-8")
     return results

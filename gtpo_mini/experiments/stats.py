@@ -196,19 +196,6 @@ def random_effects(effects: Sequence[float], errors: Sequence[float]) -> Pooled:
     )
 
 
-def equivalence_p(values: Sequence[float], margin: float) -> float:
-    """p-value of "the mean lies within +-margin" over S >= 2 paired differences: two one-sided t-tests.
-
-    Below 0.05 a claim of no difference larger than the margin holds. Source: [D]; Schuirmann (1987).
-
-    >>> equivalence_p([0.001, -0.001, 0.0, 0.002], 0.02) < 0.05 < equivalence_p([0.1, -0.1, 0.0, 0.05], 0.02)
-    True
-    """
-    values, margin = finite_numbers("values", values, at_least=2), finite_number("margin", margin, low=0.0)
-    sides = ((-margin, "greater"), (margin, "less"))
-    return max(float(distributions.ttest_1samp(values, bound, alternative=side).pvalue) for bound, side in sides)
-
-
 def pass_at_k(n: int, c: int, k: int) -> float:
     """Unbiased chance that at least one of k samples is correct: 1 - C(n - c, k) / C(n, k).
 
