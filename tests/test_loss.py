@@ -8,8 +8,7 @@ from small_models import save_model
 
 from gtpo_mini.policy.load import load_policy
 from gtpo_mini.train import loss
-from gtpo_mini.train.loss import clipped_surrogate, token_logprobs
-from gtpo_mini.train.packing import Packing
+from gtpo_mini.train.loss import Packing, clipped_surrogate, token_logprobs
 from gtpo_mini.types import Turn
 
 

@@ -17,9 +17,8 @@ from gtpo_mini.rollout.engine import RolloutEngine
 from gtpo_mini.rollout.protocol import load_protocol
 from gtpo_mini.tasks.task import Task, load_task
 from gtpo_mini.train.config import TrainConfig, load_profile
-from gtpo_mini.train.loss import token_logprobs
+from gtpo_mini.train.loss import passes, per_token, token_logprobs
 from gtpo_mini.train.metrics import describe_step
-from gtpo_mini.train.packing import passes, per_token
 from gtpo_mini.train.trainer import Trainer
 from gtpo_mini.types import ExecutionResult, Problem, StopReason, Turn
 

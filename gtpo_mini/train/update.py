@@ -14,9 +14,8 @@ from ..policy.model import Policy
 from ..rollout.memory import Result, TrainingStopped, within_memory
 from ..types import Trajectory
 from .config import TrainConfig
-from .loss import clipped_surrogate, importance_weights, token_logprobs
+from .loss import clipped_surrogate, importance_weights, packed_tokens, passes, per_token, token_logprobs
 from .metrics import Rows, mean
-from .packing import packed_tokens, passes, per_token
 
 MAX_SKIPPED = 3  #: optimiser steps skipped in a row, at which a run stops
 _SUMS = ("loss/policy", "loss/kl", "loss/clip_fraction", "loss/sampler_mismatch", "policy/entropy")
