@@ -1,7 +1,7 @@
 # Needs make and Python 3.11, 3.12 or 3.13, nothing else: the first target makes .venv and installs into it.
 #   make reproduce          run every notebook, write executed HTML and figures to results/
 #   make test               lint, format check, unit tests, notebooks
-#   make bench              measure against TRL, which it installs into .venv; results in benchmarks/results/
+#   make bench              measure against TRL; results in benchmarks/results/
 #   make test PYTHON=...    make .venv from this Python (only where there is no .venv yet: make clean first)
 
 .DEFAULT_GOAL := test
@@ -34,9 +34,7 @@ test: $(STAMP)
 	if [ -n "$$failed" ]; then echo "make test: FAILED:$$failed"; exit 1; fi; \
 	echo "make test: lint, format, unit tests and notebooks all passed"
 
-# TRL is no part of the package: it is only what we measure against.
 bench: $(STAMP)
-	$(PY) -m pip install --disable-pip-version-check -e '.[dev,bench]'
 	$(PY) benchmarks/vs_trl.py
 
 lint: $(STAMP)

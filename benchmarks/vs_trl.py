@@ -8,7 +8,7 @@
 Same weights, prompts, group size, temperature, turn and token limits, loss and number of updates. Ours runs the tool's
 code in its sandbox, as it always does. TRL's runs it in its own process with the tool ``plain``, as its users write
 one, and in a sandbox like ours with the tool ``same``. A group's reward is a coin's, so that both sides make the full
-update; the learning rate is so small that the weights stay. Needs ``pip install -e '.[bench]'``. Writes
+update; the learning rate is so small that the weights stay. Needs ``pip install -e '.[trl]'``. Writes
 ``benchmarks/results/``.
 """
 

@@ -14,7 +14,7 @@ from scipy.stats import t as student
 from scipy.stats import ttest_1samp
 
 from gtpo_mini.experiments import plots, report
-from gtpo_mini.experiments.compare import Difference, area, collapsed, differences, plateau, steps_to
+from gtpo_mini.experiments.compare import Difference, area, collapsed, differences, plateau, steps_to, still_rising
 from gtpo_mini.experiments.report import arms_table, load_regime_runs, write_report
 from gtpo_mini.experiments.stats import Interval, t_interval
 from gtpo_mini.train.record import RecordedRun
@@ -66,6 +66,7 @@ def test_what_a_curve_is_worth_by_hand():
     run = curve([0.0] * 10 + [1.0] * 20)
     assert area(run) == pytest.approx(2 / 3) and area(run, 20) == 0.5 and plateau(run) == 1
     assert steps_to(run, 0.5) == 15 and steps_to(run, 1.0) == 20 and steps_to(run, 1.1) == 30  # never: all of them
+    assert not still_rising([curve([0.5] * 60)]) and still_rising([curve([0.5] * 40 + [0.54] * 20)])
     assert not collapsed(run) and collapsed(curve([0.5] * 10 + [0.3] * 10)) and not collapsed(curve([0.3] * 5))
     pairs = [
         curve([0.1 * seed + gain] * 4, arm, seed) for arm, gain in (("grpo", 0), ("gtpo", 0.1)) for seed in (0, 1, 2)

@@ -83,6 +83,12 @@ def plateau(run: RecordedRun) -> float:
     return mean(run.series("reward/outcome")[-_PLATEAU:])
 
 
+def still_rising(runs: Sequence[RecordedRun]) -> bool:
+    """Whether the last 20 steps lie 3 points or more above the 20 steps that were 40 earlier, over all runs."""
+    before = [mean(run.series("reward/outcome")[-3 * _PLATEAU : -2 * _PLATEAU]) for run in runs]
+    return mean([plateau(run) for run in runs]) - mean(before) >= 0.03
+
+
 def steps_to(run: RecordedRun, level: float) -> int:
     """After how many steps the mean of the last ten first reached ``level``; all of its steps if it never did."""
     curve = _smooth(run)

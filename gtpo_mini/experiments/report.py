@@ -31,6 +31,7 @@ from .compare import (
     plateau,
     points,
     steps_to,
+    still_rising,
 )
 from .stats import Interval, Pooled, random_effects, t_interval
 
@@ -168,7 +169,10 @@ def study_table(study: Mapping[str, Sequence[RecordedRun]]) -> str:
         level = 0.9 * mean([plateau(run) for run in grpo])
         areas = [f"{100 * mean([area(run) for run in runs]):.1f}" for runs in (grpo, gtpo)]
         steps = " / ".join(f"{mean([steps_to(run, level) for run in runs]):.0f}" for runs in (grpo, gtpo))
-        levels = " / ".join(f"{100 * mean(accuracies(runs, runs[0].arm).values()):.1f}" for runs in (grpo, gtpo))
+        levels = " / ".join(
+            f"{100 * mean([_held_out(run) for run in runs]):.1f}{' (still rising)' if still_rising(runs) else ''}"
+            for runs in (grpo, gtpo)
+        )
         rows.append([name, d.seeds, *areas, *_cells(d), study_verdict(d), steps, levels, points(ends[name].over_seeds)])
     columns = "regime | seeds | area GRPO, % | GTPO, % | minus, points | detectable | p (Holm) | the claim of +3"
     return markdown_table(f"{columns} | steps to 90 % of GRPO's plateau | held out at the end, % | minus, points", rows)

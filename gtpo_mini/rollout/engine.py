@@ -79,6 +79,7 @@ class RolloutEngine:
         seed: int = 0,
         finished: Finished | None = None,
         task: Task | None = None,
+        first: int = 0,
     ) -> list[Trajectory]:
         """Sample ``group_size`` rollouts of each problem.
 
@@ -88,6 +89,7 @@ class RolloutEngine:
             seed: rollout i draws from a random stream of its own, (seed, i), whatever runs beside it.
             finished: called with i and rollout i as soon as it has stopped; it changes no schedule, and so no bit.
             task: whose setup runs first in each session, and which gives turns their `Turn.progress`; None: neither.
+            first: number of the first rollout, where others are made by another process.
 
         Returns:
             P * G trajectories; those of problem p are ``[p * G : (p + 1) * G]``. Out of GPU memory, fewer rollouts are
@@ -103,7 +105,7 @@ class RolloutEngine:
         self.policy.model.eval()
         try:
             return within_memory(
-                lambda: _Batch(self, problems, group_size, seed, finished, task).finish(), self._decode_fewer
+                lambda: _Batch(self, problems, group_size, seed, finished, task, first).finish(), self._decode_fewer
             )
         finally:
             self.policy.model.train(training)
@@ -145,6 +147,7 @@ class _Batch:
         seed: int,
         finished: Finished | None,
         task: Task | None,
+        first: int,
     ) -> None:
         self.finished, self.task = finished, task
         self.policy, self.protocol, self.sandbox = engine.policy, engine.protocol, engine.sandbox
@@ -155,7 +158,7 @@ class _Batch:
         for group, problem in enumerate(problems):
             ids = engine.encode_prompt(problem)
             for number in range(group * group_size, (group + 1) * group_size):
-                self.rollouts.append(_Ongoing(number, group, problem, ids))
+                self.rollouts.append(_Ongoing(first + number, group, problem, ids))
         self.queue = deque(self.rollouts)
         self.rows: list[_Ongoing | None] = [None] * min(self.settings.rows, len(self.rollouts))
         longest = max(r.prompt_length for r in self.rollouts)

@@ -1,0 +1,103 @@
+"""`GTPOTrainer` gives TRL our rollouts and our credit: the turn's advantage on the turn's tokens, and nothing else."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("trl", reason="the extra [trl] is not installed")
+
+from trl_steps import make
+
+from gtpo_mini import ARMS, Problem, TrainConfig, Turn
+from gtpo_mini.rollout.builder import RolloutBuilder
+from gtpo_mini.train import trl as ours
+from gtpo_mini.train.loss import per_token
+from gtpo_mini.train.update import Update
+from gtpo_mini.types import StopReason
+
+HERE = Path(__file__).parent
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def test_a_turns_advantage_is_on_its_tokens_and_on_no_others():
+    builder = RolloutBuilder(Problem("1", "?", "4"), prompt=[9, 9])
+    builder.push([1, 2], [-0.1, -0.2])
+    builder.push_result([7, 7, 7])
+    builder.end_turn(Turn("call", code="print(4)"))
+    builder.push([3], [-0.3])
+    builder.end_turn(Turn("4"))
+    rollout = builder.freeze(StopReason.ANSWER, "4")
+    found = ours.turn_advantages([rollout], [[0.5, -2.0]], torch.zeros(1, 8, dtype=torch.long))
+    assert found.tolist() == [[0.5, 0.5, 0, 0, 0, -2.0, 0, 0]]
+
+
+def test_the_gradient_is_our_trainers(tmp_path):
+    trainer = make(tmp_path, 16, 1)
+    policy = trainer.policy
+    policy.model.train()
+    trainer.current_gradient_accumulation_steps = 1  # as the loop of TRL's base sets it
+    questions = [problem.question for problem in trainer.task.problems[:2]]
+    out = trainer._generate_and_score_completions([{"prompt": question} for question in questions for _ in range(8)])
+    rollouts, correct = trainer._made
+    assert 0 < sum(correct) < 16
+    advantages = ARMS["gtpo"](rollouts, correct, 8)[1]
+    policy_tokens = (out["completion_mask"] * out["tool_mask"]).bool()
+    assert out["advantages"].shape == out["completion_ids"].shape and not out["advantages"][~policy_tokens].any()
+    expected = per_token(rollouts, advantages, torch.device("cpu"))[1].tolist()
+    assert out["advantages"][policy_tokens].tolist() == pytest.approx(expected)
+
+    def gradient() -> torch.Tensor:
+        found = torch.cat([p.grad.flatten() for p in policy.trainable_parameters()])
+        policy.model.zero_grad()
+        return found
+
+    policy.model.zero_grad()
+    trainer.compute_loss(trainer.model, out).backward()
+    theirs = gradient()
+    config = TrainConfig(group_size=8, problems_per_step=2, max_grad_norm=1e9)
+    Update(policy, config, policy.make_optimizer(1e-4))._gradient(rollouts, advantages, range(16), {})
+    mine = gradient()
+    assert mine.norm() > 0.01 and (theirs - mine).norm() < 1e-5 * mine.norm()
+
+
+@pytest.mark.parametrize("share", [8, 12])  # 16 rollouts, groups whole in a process; 24, and one lies in both
+def test_two_processes_do_what_one_does(tmp_path, share):
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "TRL_EXPERIMENTAL_SILENCE": "1", "PYTHONPATH": str(HERE.parent)}
+    script, steps = str(HERE / "trl_steps.py"), "5"
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    one = [sys.executable, script, str(tmp_path / "one"), str(2 * share), steps]
+    # Without GPUs ``accelerate launch`` starts several processes only where it is told that there are some.
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    two = [*launch, script, str(tmp_path / "two"), str(share), steps]
+    for command in (one, two):
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+    alone = torch.load(tmp_path / "one" / "rank0.pt")
+    ranks = [torch.load(tmp_path / "two" / f"rank{rank}.pt") for rank in (0, 1)]
+    steps_of = [rank["seen"][i : i + share] for i in range(0, 5 * share, share) for rank in ranks]
+    together = [one for part in steps_of for one in part]
+    assert [ids for ids, _ in together] == [ids for ids, _ in alone["seen"]]
+    for (_, a), (_, b) in zip(together, alone["seen"], strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+    for rank in ranks:
+        for name, weight in rank["weights"].items():
+            torch.testing.assert_close(weight, alone["weights"][name], atol=2e-5, rtol=1e-4)
+
+
+def test_another_version_and_settings_without_meaning_are_refused(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"use_liger_kernel=True: .*; set it to False"):
+        make(tmp_path, 8, 1, use_liger_kernel=True)
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "1.17.0")
+    with pytest.raises(ImportError, match=r"trl 1.17.0: .* TRL 1.16, .*pip install 'trl==1.16"):
+        importlib.reload(ours)
+    monkeypatch.undo()
+    importlib.reload(ours)
