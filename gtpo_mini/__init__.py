@@ -48,7 +48,10 @@ __all__ = sorted(_HOMES)
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'gtpo_mini' has no attribute {name!r}")
-    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    try:
+        value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    except ModuleNotFoundError as error:
+        raise ImportError(f"gtpo_mini.{name} needs {error.name}: pip install 'gtpo-mini[train]'") from error
     globals()[name] = value
     return value
 

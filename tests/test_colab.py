@@ -57,7 +57,9 @@ def test_what_is_there_stays_as_it_is():
 
 
 def test_a_failed_install_says_what_pip_said(tmp_path):
-    (tmp_path / "pyproject.toml").write_text('[project]\ndependencies = ["numpy", "gtpo-no-such-package==0"]\n')
+    (tmp_path / "pyproject.toml").write_text(
+        '[project]\ndependencies = ["numpy"]\noptional-dependencies = {train = ["gtpo-no-such-package==0"]}\n'
+    )
     with pytest.raises(RuntimeError, match="gtpo-no-such-package"):
         install(tmp_path)
 

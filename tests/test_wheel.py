@@ -74,3 +74,45 @@ def test_an_installed_wheel_trains_and_evaluates_in_another_folder(wheel, tmp_pa
     assert any(line["kind"] == "step" and line["rollout/turns"] > 1 for line in steps)
     shown = run(site / "bin" / "gtpo-mini", "evaluate", *small, "--model", "run", "--problems", "4", **how)
     assert "accuracy" in shown
+
+
+def test_credit_and_sandbox_need_none_of_the_training_packages(wheel, tmp_path):
+    """A site of the wheel and its plain dependencies alone: numpy and sympy (which needs mpmath)."""
+    site = tmp_path / "site"
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    run(*pip, "--no-deps", "--target", site, wheel, cwd=tmp_path)
+    plain = json.loads(run(sys.executable, "-c", WHERE, cwd=tmp_path))
+    for folder in plain:
+        (site / Path(folder).name).symlink_to(folder)
+    alone = [sys.executable, "-S"]  # without this interpreter's own packages
+    how = {"cwd": tmp_path, "PYTHONPATH": str(site)}
+    assert json.loads(run(*alone, "-c", PARTS, **how)) == ["42\n", 2, "torch"]
+    done = subprocess.run(
+        [*alone, "-m", "gtpo_mini", "train"], capture_output=True, text=True, cwd=tmp_path, env={**os.environ, **how}
+    )
+    assert done.returncode == 2 and done.stderr == "gtpo-mini needs tyro: pip install 'gtpo-mini[train]'\n"
+
+
+#: The folders of numpy, its libraries, sympy and mpmath.
+WHERE = """
+import json, mpmath, numpy, pathlib, sympy
+found = [pathlib.Path(module.__file__).parent for module in (mpmath, numpy, sympy)]
+print(json.dumps([str(folder) for folder in (*found, *found[1].parent.glob("numpy.libs"))]))
+"""
+
+PARTS = """
+import json
+import gtpo_mini as gm
+from gtpo_mini.types import ExecutionResult
+turns = (gm.Turn("call", code="print(6 * 7)"), gm.Turn("42"))
+ids = dict(token_ids=(1, 2, 3), prompt_length=1, loss_mask=(0, 1, 1), turn_index=(-1, 0, 1), logprobs=(0.0, 0.0, 0.0))
+rollouts = [gm.Trajectory(problem=gm.Problem("1", "?", "42"), turns=turns, stop=gm.StopReason.ANSWER, **ids)] * 2
+rewards, advantages = gm.ARMS["gtpo"](rollouts, [True, False], 2)
+with gm.Sandbox(workers=1) as sandbox:
+    shown = sandbox.run("print(6 * 7)").stdout
+try:
+    gm.Trainer
+except ImportError as error:
+    missing = str(error).split(" needs ")[1].split(":")[0]
+print(json.dumps([shown, len(advantages), missing]))
+"""

@@ -16,7 +16,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 KEEP = ("torch", "numpy")  #: what a notebook service built for its own machines
-NEEDLESS = ("jupyter", "nbclient", "nbconvert")  #: where a notebook runs already
 _COLAB = "https://colab.research.google.com"
 _BADGE = re.compile(r"\[!\[Open in Colab\].*\n\n")
 _ADDRESS = re.compile(r'(?<="GTPO_SOURCE", ")[^"]*(?=")')
@@ -25,11 +24,12 @@ _ADDRESS = re.compile(r'(?<="GTPO_SOURCE", ")[^"]*(?=")')
 def requirements(root: Path = ROOT) -> tuple[list[str], list[str]]:
     """What to install beside the torch and numpy that are there, and the constraints that keep these as they are."""
     wanted, constraints = [], []
-    for line in _project(root)["dependencies"]:
+    project = _project(root)
+    for line in [*project["dependencies"], *project["optional-dependencies"]["train"]]:
         name = re.match(r"[\w.-]+", line)[0]
         if name in KEEP and list(importlib.metadata.distributions(name=name)):
             constraints.append(f"{name}=={importlib.metadata.version(name)}")
-        elif name not in NEEDLESS:
+        else:
             wanted.append(line)
     return wanted, constraints
 
