@@ -14,10 +14,9 @@ from gtpo_mini.train.config import results_folder
 from gtpo_mini.train.record import load_runs, save_runs
 
 KEPT = {
-    *("step", "reward/outcome", "reward/turn_mean", "rollout/calls", "rollout/turns", "rollout/invalid_calls"),
-    *("rollout/guesses", "rollout/turn_tokens", "rollout/truncated", "rollout/progress", "group/silent"),
-    *("group/hopeless", "advantage/hopeless_share", "advantage/mean_abs", "grad/norm", "policy/entropy"),
-    *("loss/sampler_mismatch", "time/score", "time/step"),
+    *("step", "reward/outcome", "rollout/calls", "rollout/turns", "rollout/invalid_calls", "rollout/guesses"),
+    *("rollout/turn_tokens", "rollout/progress", "group/silent", "group/hopeless", "advantage/hopeless_share"),
+    *("grad/norm", "policy/entropy", "loss/sampler_mismatch", "time/score", "time/step"),
 }
 
 

@@ -139,18 +139,19 @@ def test_the_search_is_recorded_and_its_rates_are_used(tmp_path):
         run_arms(["potential"], [0], tmp_path / "runs", rates=best, **TINY)
 
 
-def test_a_rate_at_which_runs_break_down_is_not_taken(tmp_path, monkeypatch):
-    def made(rate: float, curve: list[float]) -> RecordedRun:
+def test_a_rate_at_which_runs_break_down_is_taken_by_no_arm(tmp_path, monkeypatch):
+    def made(arm: str, rate: float, curve: list[float]) -> RecordedRun:
         steps = tuple({"step": i, "reward/outcome": value} for i, value in enumerate(curve))
-        return RecordedRun({"arm": "gtpo", "seed": 0, "config": {"learning_rate": rate}}, steps, {})
+        return RecordedRun({"arm": arm, "seed": 0, "config": {"learning_rate": rate}}, steps, {})
 
-    slow, fast = made(1e-4, [0.1] * 20 + [0.5] * 20), made(1e-3, [0.9] * 30 + [0.7] * 10)
-    monkeypatch.setattr("gtpo_mini.experiments.experiments._run_all", lambda *_: [slow, fast])
-    assert search_rates(["gtpo"], [1e-4, 1e-3], tmp_path) == {"gtpo": 1e-4}
+    slow, fast, broken = [0.1] * 20 + [0.5] * 20, [0.9] * 40, [0.9] * 30 + [0.7] * 10
+    runs = [made("grpo", 1e-4, slow), made("gtpo", 1e-4, slow), made("grpo", 1e-3, broken), made("gtpo", 1e-3, fast)]
+    monkeypatch.setattr("gtpo_mini.experiments.experiments._run_all", lambda *_: runs)
+    assert search_rates(["grpo", "gtpo"], [1e-4, 1e-3], tmp_path) == {"grpo": 1e-4, "gtpo": 1e-4}
     record = json.loads((tmp_path / "rates.json").read_text())
-    assert record["broke_down"] == {"gtpo": {"0.0001": 0, "0.001": 1}} and record["scores"]["gtpo"]["0.001"] > 0.8
-    monkeypatch.setattr("gtpo_mini.experiments.experiments._run_all", lambda *_: [fast])
-    assert search_rates(["gtpo"], [1e-3], tmp_path) == {"gtpo": 1e-3}  # there is no other
+    assert record["broke_down"] == {"0.0001": 0, "0.001": 0.5} and record["scores"]["gtpo"]["0.001"] == 0.9
+    monkeypatch.setattr("gtpo_mini.experiments.experiments._run_all", lambda *_: runs[2:3])
+    assert search_rates(["grpo"], [1e-3], tmp_path) == {"grpo": 1e-3}  # there is no other
 
 
 def test_a_killed_call_leaves_no_worker_behind_and_can_be_made_again(tmp_path):

@@ -147,8 +147,9 @@ def search_rates(
     """The best of ``rates`` for each arm, with the same budget; every score goes into ``output/rates.json``.
 
     A score is the mean `area` of an arm's runs: fresh problems, so none of the held-out ones is looked at. A rate at
-    which more than a tenth of an arm's runs broke down (`collapsed`) is not taken, unless there is no other. The seeds
-    are other ones than those that count; several regimes have one score, their mean; the rest is as in `run_arms`.
+    which a tenth of the runs of all arms broke down (`collapsed`) is taken by none, unless there is no other: of one
+    arm's few runs one may break down by luck. The seeds are other ones than those that count; several regimes have one
+    score, their mean; the rest is as in `run_arms`.
     """
     for arm in arms:
         load_arm(arm)
@@ -160,14 +161,13 @@ def search_rates(
         for arm in arms
         for rate in rates
     ]
-    tried: dict[str, dict[float, list[RecordedRun]]] = defaultdict(lambda: defaultdict(list))
+    tried: dict[float, dict[str, list[RecordedRun]]] = defaultdict(lambda: defaultdict(list))
     for run in _run_all(jobs, profile, processes, options):
-        tried[run.arm][run.header["config"]["learning_rate"]].append(run)
-    scores, broken, best = {}, {}, {}
-    for arm, by_rate in tried.items():
-        scores[arm] = {rate: mean([area(run) for run in runs]) for rate, runs in by_rate.items()}
-        broken[arm] = {rate: mean([collapsed(run) for run in runs]) for rate, runs in by_rate.items()}
-        best[arm] = max(scores[arm], key=lambda rate: (broken[arm][rate] <= 0.1, scores[arm][rate]))
+        tried[run.header["config"]["learning_rate"]][run.arm].append(run)
+    broken = {rate: mean([collapsed(run) for runs in found.values() for run in runs]) for rate, found in tried.items()}
+    stable = [rate for rate, share in broken.items() if share < 0.1] or [min(broken)]
+    scores = {arm: {rate: mean([area(run) for run in found[arm]]) for rate, found in tried.items()} for arm in arms}
+    best = {arm: max(stable, key=found.__getitem__) for arm, found in scores.items()}
     record = {"best": best, "scores": scores, "broke_down": broken, "seeds": list(seeds)}
     Path(output, "rates.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return best

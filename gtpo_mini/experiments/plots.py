@@ -177,6 +177,24 @@ def plot_study(study: Mapping[str, Sequence[RecordedRun]]) -> Figure:
     return figure
 
 
+def plot_hopeless(study: Mapping[str, Sequence[RecordedRun]], early: int = 20) -> Figure:
+    """Share of the credit that comes from groups in which nothing is right: early in training, and over all of it."""
+    figure, panels = plt.subplots(1, 2, figsize=(10, 1.4 + 0.34 * len(study)), sharey=True, layout="constrained")
+    for axes, (title, steps) in zip(panels, ((f"first {early} steps", early), ("all steps", None)), strict=True):
+        for row, runs in enumerate(study.values()):
+            for arm, mine in by_arm(runs).items():
+                colour, marker, label = ARM_STYLE.get(arm, (*_OTHER, arm))
+                shares = [100 * mean(run.series("advantage/hopeless_share")[:steps]) for run in mine]
+                axes.plot(mean(shares), row, marker, color=colour, label=None if row else label)
+        axes.set(title=title, xlabel="% of abs(advantage) over tokens")
+        _finish(axes)
+    panels[0].set_yticks(range(len(study)), list(study))
+    panels[0].invert_yaxis()
+    panels[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    figure.suptitle("How much of the credit comes from groups in which nothing is right?")
+    return figure
+
+
 def plot_prediction(
     meters: Mapping[str, Mapping[str, Mapping[str, Any]]], study: Mapping[str, Sequence[RecordedRun]]
 ) -> Figure:
