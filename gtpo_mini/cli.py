@@ -150,21 +150,26 @@ def check(task: Positional[str], split: str = "test", size: int | None = None) -
         raise ValueError(f"task {task!r} fails the check")
 
 
-def view(run: Positional[Path], output: Path = Path("rollouts.html")) -> None:
-    """Write a page that shows the rollouts of a run.
+def view(runs: Positional[tuple[Path, ...]], output: Path = Path("rollouts.html")) -> None:
+    """Write a page that shows the rollouts of a run, or of several to be set side by side.
 
     Args:
-        run: folder of a run trained with --record-rollouts, or its rollouts.jsonl
+        runs: folders of runs trained with --record-rollouts, or their rollouts.jsonl
         output: the page
     """
     from .rollout.transcript import load_rollouts
 
     if output.is_dir():
         raise ValueError(f"--output {output}: is a folder; name a file")
-    rollouts = load_rollouts(run / "rollouts.jsonl" if run.is_dir() else run)
+    if not runs:
+        raise ValueError("name at least one run: gtpo-mini view RUN")
+    files = [run / "rollouts.jsonl" if run.is_dir() else run for run in runs]
+    names = [run.resolve().name for run in runs]
+    names = [name if names.count(name) == 1 else str(run) for name, run in zip(names, runs, strict=True)]
+    found = {name: load_rollouts(file) for name, file in zip(names, files, strict=True)}
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(experiments.viewer.rollouts_page(rollouts, run.resolve().name), encoding="utf-8")
-    print(f"{output}: {len(rollouts)} rollouts")
+    output.write_text(experiments.viewer.rollouts_page(found, ", ".join(names)), encoding="utf-8")
+    print(f"{output}: {sum(map(len, found.values()))} rollouts")
 
 
 def merge(adapter: Positional[str], output: str, base: str | None = None) -> None:

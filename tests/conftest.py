@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 if "GTPO_REAL_MODEL" not in os.environ:  # the ordinary tests ask no hub, so that none makes them wait
@@ -10,6 +11,7 @@ if "GTPO_REAL_MODEL" not in os.environ:  # the ordinary tests ask no hub, so tha
 
 import pytest
 import torch
+from browser import Browser
 from small_models import save_model
 
 from gtpo_mini.policy.load import load_policy
@@ -47,6 +49,17 @@ def tiny_policy() -> Policy:
 def sandbox():
     with Sandbox() as box:
         yield box
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    browser = Browser(tmp_path_factory.mktemp("chromium"))
+    watchdog = threading.Timer(300, browser.process.kill)  # a browser that hangs must not hang the tests
+    watchdog.start()
+    yield browser
+    watchdog.cancel()
+    browser.process.kill()
+    browser.process.communicate()
 
 
 @pytest.fixture

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby, islice
 from statistics import pstdev
 from typing import Any
@@ -17,7 +18,7 @@ from pygments.token import Comment, Keyword, Name, Number, Operator, String
 
 from ..policy.model import Policy
 from ..rollout.transcript import transcript
-from ..types import Trajectory
+from ..types import StopReason, Trajectory
 
 _STRONG = 2.0  # an advantage of this size has the full colour
 _UNLIKELY = -2.3  # log-probability below which a token is underlined: one in ten
@@ -46,23 +47,49 @@ def trajectory_html(
     return f"<meta charset=utf-8><style>{_STYLE}</style><div class=gtpo>{_PAGE.legend()}{shown}</div>"
 
 
-def rollouts_page(rollouts: Sequence[dict[str, Any]], title: str = "rollouts") -> str:
-    """A stand-alone page that browses rollouts of `load_rollouts` by step, sorted by reward or by disagreement.
+def rollouts_page(
+    runs: Sequence[dict[str, Any]] | Mapping[str, Sequence[dict[str, Any]]], title: str = "rollouts"
+) -> str:
+    """A stand-alone page that searches, filters and sorts rollouts of `load_rollouts`, and sets two steps side by side.
 
-    It loads nothing, and its policy lets only its own script run, whatever a rollout holds.
+    Several runs are given by their names; two steps may be of two of them. A rollout's text is built when it is opened,
+    so that thousands are there at once. The page loads nothing, and its policy lets only its own script run, whatever a
+    rollout holds.
     """
-    groups = defaultdict(list)
-    for shown in rollouts:
-        groups[shown["step"], shown["group"]].append(float(shown["correct"]))
-    cards = []
-    for shown in rollouts:
-        right = groups[shown["step"], shown["group"]]
-        facts = {"spread": pstdev(right), "right": round(sum(right)), "members": len(right)}
-        cards.append({**_shown(shown), **facts, "reward": sum(turn.get("reward", 0.0) for turn in shown["turns"])})
+    if not isinstance(runs, Mapping):
+        runs = {"": runs}
+    cards, bodies = [], []
+    for run, (name, rollouts) in enumerate(runs.items()):
+        groups = defaultdict(list)
+        for shown in rollouts:
+            groups[shown["step"], shown["group"]].append(float(shown["correct"]))
+        for shown in rollouts:
+            right = groups[shown["step"], shown["group"]]
+            facts = {"spread": pstdev(right), "right": round(sum(right)), "members": len(right)}
+            facts |= {"reward": sum(turn.get("reward", 0.0) for turn in shown["turns"]), "kinds": _kinds(shown)}
+            card = _shown(shown)
+            cards.append({**card, **facts, "run": run, "name": _clean(name)})
+            bodies.append([str(_PAGE.body(card)), _words(card)])
     digest = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    steps = sorted({shown["step"] for shown in rollouts})
-    return str(_PAGE.page(cards, _clean(title), steps, _STYLE, _SCRIPT, Markup(policy)))
+    places = list(dict.fromkeys((card["run"], card["name"], card["step"]) for card in cards))
+    data = Markup(json.dumps(bodies, ensure_ascii=False).replace("<", "\\u003c"))  # no text of it ends the script's tag
+    return str(_PAGE.page(cards, _clean(title), places, len(runs) > 1, data, _STYLE, _SCRIPT, Markup(policy)))
+
+
+def _kinds(shown: dict[str, Any]) -> str:
+    """What a rollout can be filtered by: right or wrong, cut off, or an answer that no tool output holds."""
+    outputs = [turn["tool"] or turn["unseen"] for turn in shown["turns"]]
+    kinds = ["right" if shown["correct"] else "wrong"]
+    kinds += ["truncated"] if StopReason(shown["stop"]).truncated else []
+    supported = shown["answer"] is None or any(shown["answer"] in output for output in outputs)
+    return " ".join(kinds if supported else [*kinds, "unsupported"])
+
+
+def _words(card: dict[str, Any]) -> str:
+    """The text that a search looks into."""
+    turns = [text for turn in card["turns"] for text in (turn["text"], turn["tool"], turn["unseen"])]
+    return "\n".join([card["problem"], card["question"], card["answer"] or "", *turns]).lower()
 
 
 def _clean(value: Any) -> Any:
@@ -88,7 +115,8 @@ def _shown(shown: dict[str, Any]) -> dict[str, Any]:
         advantage = turn.get("advantage", 0.0)
         side, strength = "up" if advantage > 0 else "down" if advantage < 0 else "", min(abs(advantage) / _STRONG, 1)
         ran = [] if found else _runs(code, _syntax(code))  # written as JSON: here it is as it ran
-        turns.append({**turn, "side": side, "strength": f"{strength * 45:.0f}", "tokens": tokens, "ran": ran})
+        look = {"side": side, "strength": f"{strength * 45:.0f}", "text": text}
+        turns.append({**turn, **look, "tokens": tokens, "ran": ran})
     return _clean({**shown, "turns": turns})
 
 

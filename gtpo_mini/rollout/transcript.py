@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 from ..policy.model import Policy
 from ..types import Trajectory
+from .protocol import is_cut, whole_text
 
 _LONGEST_CHARACTER = 8  # tokens that one character may take
 
@@ -26,8 +27,8 @@ def transcript(
     Returns:
         ``problem``, ``question``, ``gold``, ``prompt``, ``stop``, ``answer``, and ``turns``. A turn has ``pieces``, the
         policy's text as [text, log-probability] pairs, one a token (or a few that make one character); ``tool``, the
-        text that went back; ``unseen``, a result that came after the last turn; ``code``, ``failed``, and its numbers,
-        ``progress`` (what the task gave) among them.
+        text that went back; ``unseen``, what the policy did not see of a result: all of it after the last turn, or the
+        whole of one that was cut; ``code``, ``failed``, and its numbers, ``progress`` (what the task gave) among them.
     """
     turns = []
     for number, turn in enumerate(trajectory.turns):
@@ -38,8 +39,8 @@ def transcript(
         result = turn.result
         line: dict[str, Any] = {"pieces": _pieces(ids, logprobs, policy), "tool": _text(theirs, policy)}
         line |= {"code": turn.code, "failed": turn.invalid_call, "unseen": ""}
-        if result is not None and not theirs:
-            line["unseen"] = "\n".join(filter(None, (result.stdout.rstrip("\n"), result.error)))
+        if result is not None and (not theirs or is_cut(result)):
+            line["unseen"] = whole_text(result)
         if turn.progress:
             line["progress"] = round(turn.progress, 4)
         for name, values in (("reward", rewards), ("return", returns), ("advantage", advantages)):
