@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import tyro
+from tqdm.auto import tqdm
 from tyro.conf import Positional
 
 import gtpo_mini as gm
@@ -54,11 +55,19 @@ def train(argv: list[str]) -> None:
     config = replace(config, credit=credit, **taken(TrainConfig, rollout, chosen.optimiser, run))
     if run.output is not None and Path(run.output).is_file():
         raise ValueError(f"output={run.output!r}: is a file; name a folder")
+    from .train.metrics import describe_history
+
     protocol, task = gm.load_protocol(rollout.protocol), gm.load_task(rollout.task, "train")
     policy = Model(**vars(chosen.model)).load(config.seed)
     header = {"arm": arm, "protocol": rollout.protocol}
     kept = (run.checkpoint_every, run.resume, run.trackers, run.record_rollouts)
-    steps = gm.Trainer(policy, task, config, run.output, protocol, None, header, *kept).train()
+    with gm.Sandbox() as sandbox:
+        trainer = gm.Trainer(policy, task, config, run.output, protocol, sandbox, header, *kept)
+        size = sum(weight.numel() for weight in policy.model.parameters()) / 1e6
+        where = f"{policy.device}, sandbox tier {sandbox.protection.tier}"
+        of = f"{task.name} ({len(task.problems):,} problems)"
+        print(f"{policy.name} ({size:,.1f} M parameters) on {of}: arm {arm}, seed {config.seed}; {where}")
+        steps = trainer.train(after_step=lambda _: tqdm.write(describe_history(trainer.history, config.steps)))
     accuracy = [step["reward/outcome"] for step in steps]
     few = max(1, len(accuracy) // 10)
     start, end = (sum(part) / few for part in (accuracy[:few], accuracy[-few:]))
@@ -269,9 +278,21 @@ def meter(
         print(f"{name}: {record['groups']} groups\n{experiments.meter.meter_table(record)}\n")
 
 
-def report() -> None:
-    """Write the results in README and docs from data/runs, and their figures."""
-    print(experiments.report.write_report(), *experiments.plots.readme_figures(), sep="\n")
+def report(run: Positional[Path | None] = None, output: Path = Path("report.html")) -> None:
+    """Write a page of one run; without a run: the results in README and docs from data/runs, and their figures.
+
+    Args:
+        run: folder of a trained run
+        output: the page
+    """
+    if run is None:
+        print(experiments.report.write_report(), *experiments.plots.readme_figures(), sep="\n")
+        return
+    if output.is_dir():
+        raise ValueError(f"--output {output}: is a folder; name a file")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(experiments.viewer.run_page(run), encoding="utf-8")
+    print(output)
 
 
 def links() -> None:

@@ -243,7 +243,7 @@ def test_an_own_arm_of_the_current_folder_trains_and_the_next_command_works(tmp_
     assert three[2].startswith("next: gtpo-mini compare") and (tmp_path / "run" / "after.jsonl").is_file()
 
 
-def test_one_run_alone_has_no_interval_and_an_own_task_can_be_cut_short(tmp_path, monkeypatch, capsys):
+def test_one_run_alone_is_drawn_told_and_made_a_page_and_an_own_task_can_be_cut_short(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("mine.py").write_text(
         "from gtpo_mini import Problem, Task\n"
@@ -254,10 +254,23 @@ def test_one_run_alone_has_no_interval_and_an_own_task_can_be_cut_short(tmp_path
     assert "4 problems" in capsys.readouterr().out
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert main(["train", *SMALL, "--output", "run"]) == 0
+        assert main(["train", *SMALL, "--output", "run", "--record-rollouts"]) == 0
+    opening, *steps, _done, _where, _next = capsys.readouterr().out.splitlines()
+    assert opening.startswith("tiny (0.5 M parameters) on branching (2,048 problems): arm gtpo, seed 0; cpu, sandbox")
+    assert steps and all(line.startswith(f"step {i}/") and line.endswith(" left") for i, line in enumerate(steps, 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        longer = ["--steps", str(len(steps) + 1), "--output", "run", "--record-rollouts", "--resume"]
+        assert main(["train", *SMALL, *longer]) == 0
+    resumed = capsys.readouterr().out.splitlines()[1]
+    assert resumed.startswith("going on from run/checkpoints/step-") and resumed.endswith(f"of {len(steps) + 1}")
+    assert main(["plot", "run", "--output", "figures"]) == 0 and Path("figures/side_by_side.svg").is_file()
+    assert main(["report", "run", "--output", "pages/run.html"]) == 0
+    page = Path("pages/run.html").read_text()
+    assert f"{len(steps) + 1} of {len(steps) + 1} steps" in page and "learning_rate" in page and "turn 1" in page
+    assert "<script" not in page and not re.search(r"(src|href)=", page.replace("xlink:href", ""))
+    assert main(["report", "figures"]) == 2 and "no run there" in capsys.readouterr().err
     capsys.readouterr()
-    assert main(["plot", "run"]) == 2
-    assert "arm 'gtpo' has one seed, and an interval needs at least 2" in capsys.readouterr().err
     header, *rest = Path("run/metrics.jsonl").read_text().splitlines()
     Path("run/metrics.jsonl").write_text("\n".join([header, "[]", *rest[1:]]) + "\n")
     capsys.readouterr()

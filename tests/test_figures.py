@@ -51,9 +51,16 @@ def test_panels_have_labels_legend_caption_and_rates_from_zero(runs):
     plt.close(figure)
 
 
-def test_one_seed_is_refused(runs):
-    with pytest.raises(ValueError, match="at least 2"):
-        plot_learning_curves(runs[:1], "Title")
+def test_one_seed_has_no_band_and_unequal_runs_end_with_the_shortest(runs):
+    figure = plot_learning_curves(runs[:1], "Title")
+    (line,) = figure.axes[0].lines
+    assert not figure.axes[0].collections and len(line.get_xdata()) == 6
+    assert "One run" in figure._supxlabel.get_text()
+    short = RecordedRun(runs[1].header, runs[1].steps[:4], {})
+    figure = plot_learning_curves([runs[0], short], "Title")
+    *thin, bold = figure.axes[0].lines
+    assert [len(line.get_xdata()) for line in (*thin, bold)] == [6, 4, 4] and len(figure.axes[0].collections) == 1
+    assert bold.get_ydata()[0] == pytest.approx((runs[0].steps[0]["reward/outcome"] + 0.01) / 2)
     plt.close("all")
 
 

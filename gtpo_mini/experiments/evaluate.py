@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tqdm.auto import tqdm
+
 from ..policy.model import Policy
 from ..rollout.engine import RolloutEngine
 from ..rollout.protocol import ToolProtocol, load_protocol
@@ -188,8 +190,9 @@ def evaluate(
         if number is not None and number < 1:
             raise ValueError(f"{name}={number}: must be at least 1")
     chosen = task.problems[:problems]
+    bar = tqdm(total=len(chosen), desc=f"{task.name} ({task.split})", unit="problem", leave=False)
     lines: dict[int, dict[str, Any]] = {}  # of each group, by the object: ids of an own task may repeat
-    with open(require_new(output) if output else os.devnull, "a", encoding="utf-8") as file:
+    with bar, open(require_new(output) if output else os.devnull, "a", encoding="utf-8") as file:
 
         def write(kind: str, facts: Mapping[str, Any]) -> None:
             if output:
@@ -204,6 +207,9 @@ def evaluate(
             majority = task.grade(problem, most_frequent)
             lines[id(group)] = {**line, "answers": answers, "majority_correct": majority}
             write("problem", lines[id(group)])
+            done = [grade for line in lines.values() for grade in line["correct"]]
+            bar.set_postfix(accuracy=f"{mean(done):.3f}", refresh=False)
+            bar.update()
 
         facts = {"task": task.name, "split": task.split, **(header or {}), "problems": len(chosen), "samples": samples}
         write("header", facts)

@@ -62,21 +62,24 @@ def _bar(axes: Axes, row: float, interval: Interval, **style: object) -> None:
 
 
 def plot_metric(axes: Axes, runs: Sequence[RecordedRun], key: str = "reward/outcome", window: int = 5) -> None:
-    """One metric as a moving average over the steps: thin lines are seeds, the bold one their mean in its t-band."""
+    """One metric as a moving average over the steps: thin lines are seeds, the bold one their mean in its t-band.
+
+    Mean and band end with the shortest run of an arm; a single run is the bold line, without a band.
+    """
     share = key in ("reward/outcome", "rollout/invalid_calls")
     for arm, mine in by_arm(runs).items():
         colour, marker, label = ARM_STYLE.get(arm, (*_OTHER, arm))
-        series_ST = [run.series(key) for run in mine]
-        steps = range(1, len(series_ST[0]) + 1)
-        curves_ST = [[mean(s[max(0, t - window) : t]) for t in range(1, len(s) + 1)] for s in series_ST]
-        for curve in curves_ST:
-            axes.plot(steps, curve, color=colour, linewidth=0.6, alpha=0.5)
-        if len(mine) < 2:
-            need = "an interval needs at least 2: gtpo-mini experiment makes them"
-            raise ValueError(f"arm {arm!r} has one seed, and {need}")
-        bands = [t_interval(column, share=share) for column in zip(*curves_ST, strict=True)]
-        axes.fill_between(steps, [b.low for b in bands], [b.high for b in bands], color=colour, alpha=0.15, linewidth=0)
-        every, centre = max(1, len(steps) // 8), [b.estimate for b in bands]
+        series = [run.series(key) for run in mine]
+        curves = [[mean(s[max(0, t - window) : t]) for t in range(1, len(s) + 1)] for s in series]
+        steps = range(1, min(map(len, curves)) + 1)
+        columns = list(zip(*curves, strict=False))
+        if len(mine) > 1:
+            for curve in curves:
+                axes.plot(range(1, len(curve) + 1), curve, color=colour, linewidth=0.6, alpha=0.5)
+            ends = [t_interval(column, share=share)[1:] for column in columns]
+            axes.fill_between(steps, *zip(*ends, strict=True), color=colour, alpha=0.15, linewidth=0)
+        centre = [mean(column) for column in columns]
+        every = max(1, len(steps) // 8)
         axes.plot(steps, centre, color=colour, linewidth=2, marker=marker, markevery=every, label=label)
     axes.set(xlabel="training step", ylabel=LABELS.get(key, key))
     axes.set_ylim(bottom=0)
@@ -94,12 +97,14 @@ def plot_learning_curves(runs: Sequence[RecordedRun], title: str, note: str = ""
     config = runs[0].header["config"]
     counts = sorted({len(mine) for mine in by_arm(runs).values()})
     seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
-    caption = (
-        f"{seeds} seeds an arm (thin lines); bold: mean of a 5-step moving average; band: 95 % t-interval over "
-        f"seeds. {config['problems_per_step']} problems x {config['group_size']} rollouts a step. {note}"
+    lines = (
+        f"{seeds} seeds an arm (thin lines); bold: mean of a 5-step moving average; band: 95 % t-interval over seeds."
     )
+    if counts == [1]:
+        lines = "One run: a 5-step moving average, which says nothing of other seeds."
+    size = f"{config['problems_per_step']} problems x {config['group_size']} rollouts a step."
     figure.suptitle(title)
-    figure.supxlabel(textwrap.fill(caption, 150), fontsize=8, color="#555555")
+    figure.supxlabel(textwrap.fill(f"{lines} {size} {note}", 150), fontsize=8, color="#555555")
     return figure
 
 

@@ -1,13 +1,15 @@
-"""Rollouts as HTML: what the policy wrote, what the tool returned, what each turn earned; one, or all of a run."""
+"""Pages: rollouts (what the policy wrote, what the tool returned, what each turn earned), and a run as a whole."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import groupby, islice
+from pathlib import Path
 from statistics import pstdev
 from typing import Any
 
@@ -17,7 +19,9 @@ from pygments.lexers import PythonLexer
 from pygments.token import Comment, Keyword, Name, Number, Operator, String
 
 from ..policy.model import Policy
-from ..rollout.transcript import transcript
+from ..rollout.transcript import load_rollouts, transcript
+from ..train.metrics import mean
+from ..train.record import RecordedRun, read_lines
 from ..types import StopReason, Trajectory
 
 _STRONG = 2.0  # an advantage of this size has the full colour
@@ -75,6 +79,77 @@ def rollouts_page(
     places = list(dict.fromkeys((card["run"], card["name"], card["step"]) for card in cards))
     data = Markup(json.dumps(bodies, ensure_ascii=False).replace("<", "\\u003c"))  # no text of it ends the script's tag
     return str(_PAGE.page(cards, _clean(title), places, len(runs) > 1, data, _STYLE, _SCRIPT, Markup(policy)))
+
+
+#: What a run's page tells of its first and last ten steps.
+_TOLD = {
+    "reward/outcome": "accuracy (sampled, training problems)",
+    "rollout/calls": "tool calls a rollout",
+    "rollout/invalid_calls": "invalid share of tool calls",
+    "rollout/guesses": "share of answers that no tool output holds",
+    "rollout/turns": "turns a rollout",
+    "rollout/turn_tokens": "policy tokens a turn",
+    "rollout/truncated": "share of rollouts cut off",
+    "group/silent": "share of groups that teach nothing",
+    "group/hopeless": "share of groups with nothing right",
+    "policy/entropy": "surprise a token, nats",
+    "time/step": "seconds a step",
+}
+
+_ENVIRONMENT = ("policy", "task", "command", "commit", "versions", "device", "threads")
+
+
+def run_page(folder: str | Path) -> str:
+    """A stand-alone page of one run, finished or not: curves, what changed, best and worst rollouts, where it was made.
+
+    Args: folder: of a trained run; its rollouts are shown if it was trained with ``record_rollouts``.
+    Raises ValueError where there is no record of a run with a step.
+    """
+    from . import plots  # here: matplotlib takes a second
+
+    path = Path(folder) / "metrics.jsonl"
+    try:
+        lines, _ = read_lines(path)
+    except OSError as error:
+        raise ValueError(f"{str(folder)!r}: no run there (no metrics.jsonl)") from error
+    steps = [line for line in lines if line["kind"] == "step"]
+    if not steps:
+        raise ValueError(f"{str(folder)!r}: the run has no step yet")
+    footer = lines[-1] if lines[-1]["kind"] == "footer" else {}
+    run, name = RecordedRun({"arm": "run", **lines[0]}, tuple(steps), footer), Path(folder).resolve().name
+    drawn = io.BytesIO()
+    plots.plot_learning_curves([run], f"{run.arm} on {run.header['task']}").savefig(drawn, format="svg")
+    few = min(10, len(steps))
+    told = [
+        (text, *(f"{mean([step[key] for step in part]):.3g}" for part in (steps[:few], steps[-few:])))
+        for key, text in _TOLD.items()
+        if key in steps[0]
+    ]
+    ends = [(kind, footer[kind]["accuracy"]) for kind in ("sampled", "greedy") if kind in footer]
+    shown, rollouts = [], Path(folder) / "rollouts.jsonl"
+    if rollouts.exists():
+        last = load_rollouts(rollouts)
+        last = [one for one in last if one["step"] == last[-1]["step"]]
+        last.sort(key=lambda one: -sum(turn.get("reward", 0.0) for turn in one["turns"]))
+        shown = [(kind, _shown(one)) for kind, part in (("best", last[:2]), ("worst", last[-2:])) for one in part]
+    environment = {
+        key: run.header[key] for key in ("policy", "task", "command", "commit", "versions", "device", "threads")
+    }
+    svg = Markup(drawn.getvalue().decode().partition("?>")[2])
+    page = _ASSETS.get_template("run.html")
+    facts = {"few": few, "steps": len(steps), "wanted": run.header["config"]["steps"], "told": told, "ends": ends}
+    tables = {"settings": _flat(run.header["config"]), "environment": _flat(environment)}
+    return page.render(title=_clean(name), style=_STYLE, svg=svg, shown=shown, body=_PAGE.body, **facts, **tables)
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> list[tuple[str, str]]:
+    """Rows of a table; what is nested has names with dots."""
+    rows = []
+    for name, value in values.items():
+        rows += (
+            _flat(value, f"{before}{name}.") if isinstance(value, Mapping) else [(before + name, _clean(str(value)))]
+        )
+    return rows
 
 
 def _kinds(shown: dict[str, Any]) -> str:

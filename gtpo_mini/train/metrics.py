@@ -10,6 +10,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Sequence
+from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 
@@ -90,6 +91,23 @@ def describe_step(
         "group/silent": mean(list(silent.values())),
         "group/hopeless": mean(list(hopeless.values())),  # nothing in it is right
     }
+
+
+def describe_history(history: Sequence[dict[str, float]], steps: int) -> str:
+    """What the last step says: accuracy with its trend over ten steps, behaviour, and the time that is left.
+
+    >>> past = {"rollout/calls": 2.0, "group/silent": 0.25, "time/step": 3.0}
+    >>> describe_history([{"reward/outcome": 0.2, **past}] * 10 + [{"reward/outcome": 0.4, **past}] * 10, 60)
+    'step 20/60: accuracy 0.40 (+0.20 in ten steps), 2.0 calls a rollout, 25 % of groups silent; 0:02:00 left'
+    """
+    now, accuracy = history[-1], [step["reward/outcome"] for step in history[-20:]]
+    trend = ""
+    if len(accuracy) == 20:
+        trend = f" ({(sum(accuracy[10:]) - sum(accuracy[:10])) / 10:+.2f} in ten steps)"
+    left = (steps - len(history)) * sum(step["time/step"] for step in history[-10:]) / len(history[-10:])
+    behaviour = f"{now['rollout/calls']:.1f} calls a rollout, {100 * now['group/silent']:.0f} % of groups silent"
+    ends = f"{timedelta(seconds=round(left))} left"
+    return f"step {len(history)}/{steps}: accuracy {accuracy[-1]:.2f}{trend}, {behaviour}; {ends}"
 
 
 def peak_gib() -> float:

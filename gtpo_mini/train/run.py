@@ -107,6 +107,7 @@ class Run:
             if done > wanted:
                 raise ValueError(f"steps={wanted}: the run in {self.folder} has {done} already; use at least as many")
             state = self.checkpoints.load(self.saved, policy, optimizer)
+            tqdm.write(f"going on from {self.saved}, with step {done + 1} of {wanted}")
             self.history = state["history"]
             update.tokens_per_pass = min(update.tokens_per_pass, state["tokens_per_pass"])
             for group in optimizer.param_groups:
