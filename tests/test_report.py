@@ -6,7 +6,7 @@ import json
 import math
 import random
 from dataclasses import replace
-from statistics import fmean, stdev
+from statistics import fmean, pstdev, stdev
 
 import pytest
 from matplotlib import pyplot as plt
@@ -243,4 +243,19 @@ def test_a_meter_that_ranks_gains_rightly_correlates(study):
     figure = plots.plot_prediction({"at the start": meters, "later": meters}, study)
     for axes, when in zip(figure.axes, ("at the start", "later"), strict=True):
         assert axes.get_title().startswith(f"{when}: rank correlation +1.00")
+    plt.close("all")
+
+
+def test_the_picture_of_the_method_holds_what_credit_gives():
+    record = json.loads((report.RUNS / "picture.json").read_text())
+    figure = plots.plot_method()
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    turns = record["turns"][record["shown"]]
+    assert len(turns) == 3 and record["correct"][record["shown"]] and not turns[0]["result"]["ok"]
+    numbers = [text for text in texts if text.startswith(("+", "-"))]
+    whole = [all(turn["result"] is None or turn["result"]["ok"] for turn in one) for one in record["turns"]]
+    strict = [float(right and clean) for right, clean in zip(record["correct"], whole, strict=True)]
+    low = (0 - fmean(strict)) / pstdev(strict)  # the rollout has a broken call: its reward is 0
+    assert numbers[:3] == [f"{low:+.2f}"] * 3
+    assert len(numbers) == 6 and float(numbers[3]) < float(numbers[4]) < float(numbers[5]) and float(numbers[5]) > 0
     plt.close("all")

@@ -14,9 +14,11 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..credit.credit import ARMS
 from ..train.config import results_folder
 from ..train.metrics import mean
 from ..train.record import RecordedRun, load_runs
+from ..types import ExecutionResult, Problem, StopReason, Trajectory, Turn
 from .compare import Difference, by_arm
 from .report import (
     ROOT,
@@ -149,6 +151,48 @@ def plot_meters(meters: Mapping[str, Mapping[str, Any]]) -> Figure:
     return figure
 
 
+def plot_method(folder: Path = RUNS) -> Figure:
+    """The method in one picture: a rollout that was right, and what GRPO and GTPO tell each of its turns.
+
+    The rollout, and the seven others of its group, are those of ``picture.json``; the numbers are `Credit`'s.
+    """
+    record = json.loads((folder / "picture.json").read_text(encoding="utf-8"))
+    no_ids = {"token_ids": (), "prompt_length": 0, "loss_mask": (), "turn_index": (), "logprobs": ()}
+    about = {"problem": Problem("1", record["question"], ""), "stop": StopReason.ANSWER, **no_ids}
+    rollouts = [Trajectory(turns=tuple(map(_turn, turns)), **about) for turns in record["turns"]]
+    shown, turns = record["shown"], rollouts[record["shown"]].turns
+    figure, axes = plt.subplots(figsize=(10, 4), layout="constrained")
+    for column, turn in enumerate(turns):
+        told = "the call is broken" if turn.invalid_call else "the call runs" if turn.result else "the answer is right"
+        code = (turn.code or turn.text.split("```")[-2].partition("\n")[2]).strip()
+        came = (turn.result.stdout or turn.result.error).strip().splitlines()[-1] if turn.result else ""
+        axes.text(column + 0.04, 2.75, f"turn {column + 1}: {told}", fontsize=11, weight="bold")
+        axes.text(column + 0.04, 2.65, code, fontsize=8, family="monospace", va="top")
+        axes.text(column + 0.04, 1.25, came, fontsize=8, family="monospace", color="#8a4b00")
+    for height, arm, label in ((0.62, "grpo", "GRPO tells\nevery turn"), (0.0, "gtpo", "GTPO tells\neach turn")):
+        axes.text(-0.04, height + 0.26, label, fontsize=11, ha="right", va="center", weight="bold")
+        for column, number in enumerate(ARMS[arm](rollouts, record["correct"], len(rollouts))[1][shown]):
+            side = "#0072B2" if number > 0 else "#D55E00"
+            colour = matplotlib.colors.to_rgba(side, 0.15 + 0.4 * min(abs(number), 1.5))
+            axes.add_patch(plt.Rectangle((column + 0.03, height), 0.94, 0.52, color=colour, linewidth=0))
+            axes.text(column + 0.5, height + 0.26, f"{number:+.2f}", fontsize=15, ha="center", va="center")
+    axes.set(xlim=(-0.42, len(turns)), ylim=(-0.1, 3.0))
+    axes.axis("off")
+    figure.suptitle("A rollout that is right, after a call that was broken", fontsize=13)
+    right = f"{sum(record['correct'])} of the {len(rollouts)} rollouts of its group are right"
+    note = (
+        f"Advantages. {right}. GRPO as the paper has it gives a rollout with a broken call no reward, so all of its "
+        "turns are told off; GTPO takes 0.1 from the broken turn alone, and praises the later ones."
+    )
+    figure.supxlabel(textwrap.fill(note, 130), fontsize=9, color="#555555")
+    return figure
+
+
+def _turn(turn: dict[str, Any]) -> Turn:
+    result = ExecutionResult(**turn["result"]) if turn["result"] else None
+    return Turn(turn["text"], code=turn["code"], malformed=turn["malformed"], result=result)
+
+
 _VERDICTS = {"reproduced": "#009E73", "the opposite": "#D55E00", "not reproduced": "#555555", "cannot tell": "#BBBBBB"}
 
 
@@ -262,6 +306,7 @@ def readme_figures(folder: Path = RUNS, output: Path = ROOT / "docs") -> list[Pa
     curves = plot_learning_curves(main, "A small policy learns to use a Python tool over several turns")
     return [
         save_figure(curves, "side_by_side", main, output),
+        save_figure(plot_method(folder), "method", (), output),
         save_figure(plot_study(study), "study", runs, output),
         save_figure(plot_prediction(meters, study), "prediction", runs, output),
     ]
