@@ -12,6 +12,8 @@ import pytest
 
 from gtpo_mini.experiments.colab import ROOT, install, requirements, write_links
 
+#: The address that is not known yet stands for a folder.
+GIT = {"PATH": "/usr/bin:/bin", "GIT_CONFIG_COUNT": "1", "GIT_CONFIG_VALUE_0": "https://github.com/OWNER/gtpo_mini"}
 FOLDERS = ("gtpo_mini", "notebooks", "data/tiny_policy")
 
 
@@ -42,7 +44,7 @@ def test_a_new_address_goes_into_every_badge_and_setup_cell(tmp_path):
         for path in (tmp_path / "notebooks").glob("*.ipynb"):
             first = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
             assert first.count("Open in Colab") == first.count(f"a-team/gtpo.mini/blob/main/notebooks/{path.name}")
-            assert first.count("Open in Colab") == badge and f'"{address}"' in setup_cell(path)
+            assert first.count("Open in Colab") == badge and f"depth 1 {address} " in setup_cell(path)
             assert "OWNER" not in path.read_text(encoding="utf-8")
     project.write_text(text.replace("Repository", "Homepage"), encoding="utf-8")
     with pytest.raises(ValueError, match="Repository"):
@@ -76,14 +78,14 @@ def test_the_setup_cell_runs_where_there_is_only_torch(tmp_path):
     # Not the numpy that pip would choose: it has to stay, although another one would do.
     subprocess.run([python, "-m", "pip", "install", "-q", "torch==2.13.0", "numpy==2.2.6", "ipython"], check=True)
     cell = setup_cell(source / "notebooks" / "00_does_it_run.ipynb")
-    script = cell + "\nfrom gtpo_mini.policy.load import load_policy\nprint(load_policy('tiny').name)\nimport numpy\n"
-    script += "print(numpy.__version__, gtpo_mini.__file__)"
+    script = cell + "\nfrom gtpo_mini.policy.load import load_policy\nprint(load_policy('tiny').name)\n"
+    script += "import gtpo_mini, numpy\nprint(numpy.__version__, gtpo_mini.__file__)"
     (tmp_path / "work").mkdir()
     for _ in range(2):  # once more, as after a restart of the kernel
         done = subprocess.run(
             [python, "-c", script],
             cwd=tmp_path / "work",
-            env={"GTPO_SOURCE": str(source), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+            env={**GIT, "GIT_CONFIG_KEY_0": f"url.{source}.insteadOf", "HOME": str(tmp_path)},
             capture_output=True,
             text=True,
         )

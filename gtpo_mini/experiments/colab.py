@@ -1,24 +1,46 @@
-"""Notebooks away from a checkout: an install beside the torch that is there, and links made from ``project.urls``.
+"""How a notebook begins, also away from a checkout: an install beside the torch that is there; and its links.
 
-The notebooks' setup cell fetches the repository and runs this module, which needs nothing but Python.
+The notebooks' setup cell fetches the repository where there is none, and calls `begin`, which needs nothing but Python.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
 import tempfile
 import tomllib
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 KEEP = ("torch", "numpy")  #: what a notebook service built for its own machines
 _COLAB = "https://colab.research.google.com"
 _BADGE = re.compile(r"\[!\[Open in Colab\].*\n\n")
-_ADDRESS = re.compile(r'(?<="GTPO_SOURCE", ")[^"]*(?=")')
+_ADDRESS = re.compile(r"(?<=git clone --depth 1 )\S+(?= gtpo_mini_source)")
+
+
+def begin() -> Any:
+    """Begin a notebook: one thread (two on a busy machine were ten times slower), and what is missing is installed.
+
+    Shows the versions. Returns a display for the notebook's answer, which the last cells update.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if Path.cwd().resolve() == ROOT:  # fetched by the setup cell
+        os.environ["PYTHONPATH"] = str(ROOT)  # for the processes that train
+        if not all(importlib.util.find_spec(name) for name in ("peft", "bitsandbytes", "tyro", "math_verify")):
+            install()
+            importlib.invalidate_caches()
+    import torch
+    from IPython.display import Markdown, display
+
+    torch.set_num_threads(1)
+    print(f"gtpo_mini {importlib.import_module('gtpo_mini').__version__}, torch {torch.__version__}")
+    return display(Markdown("*The answer comes here when the last cell has run.*"), display_id=True)
 
 
 def requirements(root: Path = ROOT) -> tuple[list[str], list[str]]:
@@ -74,7 +96,3 @@ def write_links(root: Path = ROOT) -> list[str]:
 
 def _project(root: Path) -> dict:
     return tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-
-
-if __name__ == "__main__":
-    install()
