@@ -10,6 +10,8 @@ import nbformat
 TITLE_PARTS = ("**Question.**", "**Answer in one sentence.**", "**Runtime.**")
 MAX_CELL_LINES = 25
 MAX_DEFINITION_LINES = 8
+MAX_SETUP_LINES = 8
+MAX_PLOTTING_LINES = 8
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 # Colab and Jupyter write who ran or wrote a cell into these.
 PERSONAL_KEYS = {"executionInfo", "user", "userId", "displayName", "photoUrl", "author", "authors", "outputId"}
@@ -61,6 +63,8 @@ def opening_problems(cells: list[dict[str, Any]], setup_source: str | None) -> l
         wrong.append("the second cell must be the setup cell")
     elif setup_source is not None and source(cells[1]) != setup_source:
         wrong.append("the setup cell differs from that of the other notebooks")
+    if len(cells) > 1 and len(source(cells[1]).splitlines()) > MAX_SETUP_LINES:
+        wrong.append(f"the setup cell has more than {MAX_SETUP_LINES} lines")
     return wrong
 
 
@@ -89,6 +93,8 @@ def code_cell_problems(number: int, cell: dict[str, Any]) -> list[str]:
     wrong = []
     if len(lines) > MAX_CELL_LINES:
         wrong.append(f"cell {number}: {len(lines)} lines, at most {MAX_CELL_LINES}")
+    if "plt." in text and len(lines) > MAX_PLOTTING_LINES:
+        wrong.append(f"cell {number}: plots in {len(lines)} lines, at most {MAX_PLOTTING_LINES}: experiments/plots")
     magic = [line for line in lines if line.lstrip().startswith(("!", "%"))]
     if magic:
         return [*wrong, f"cell {number}: {magic[0].strip()!r} is no Python; use subprocess.run(..., check=True)"]

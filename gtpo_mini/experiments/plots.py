@@ -6,6 +6,7 @@ import hashlib
 import json
 import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,63 @@ def plot_learning_curves(runs: Sequence[RecordedRun], title: str, note: str = ""
     size = f"{config['problems_per_step']} problems x {config['group_size']} rollouts a step."
     figure.suptitle(title)
     figure.supxlabel(textwrap.fill(f"{lines} {size} {note}", 150), fontsize=8, color="#555555")
+    return figure
+
+
+def plot_ladder(runs: Sequence[RecordedRun], ladder: Sequence[str], window: int = 10) -> Figure:
+    """The learning curves of the ladder's arms, one part more in each panel."""
+    size = (3.5 * (len(ladder) - 1), 3.8)
+    figure, panels = plt.subplots(1, len(ladder) - 1, figsize=size, sharey=True, squeeze=False, layout="constrained")
+    for axes, pair in zip(panels[0], pairwise(ladder), strict=True):
+        plot_metric(axes, [run for arm in pair for run in runs if run.arm == arm], window=window)
+        axes.legend(frameon=False, loc="lower right")
+        axes.label_outer()
+    seeds = len({run.seed for run in runs})
+    figure.suptitle(f"Up the ladder, one part more in each panel ({seeds} seeds; bold: mean over {window} steps)")
+    return figure
+
+
+def plot_bars(panels: Mapping[str, Mapping[str, float]]) -> Figure:
+    """A panel for each title, a bar for each arm; what the numbers are stands after the title, behind a colon."""
+    figure, found = plt.subplots(1, len(panels), figsize=(5 * len(panels), 3.6), squeeze=False, layout="constrained")
+    for axes, (title, values) in zip(found[0], panels.items(), strict=True):
+        axes.bar(values, values.values(), color=[ARM_STYLE.get(arm, _OTHER)[0] for arm in values])
+        axes.axhline(0, color="black", linewidth=0.8)
+        axes.set(title=title.partition(": ")[0], ylabel=title.partition(": ")[2])
+        axes.tick_params(axis="x", labelrotation=15)
+        _finish(axes, grid=False)
+    return figure
+
+
+def plot_turns(metrics: Mapping[str, Mapping[str, float]], title: str) -> Figure:
+    """Mean advantage of right and of wrong rollouts by turn index, a panel for each set of metrics."""
+    size = (2.6 * len(metrics), 3.4)
+    figure, panels = plt.subplots(1, len(metrics), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    for axes, (name, found) in zip(panels[0], metrics.items(), strict=True):
+        for kind, colour, marker in (("right", "#009E73", "o"), ("wrong", "#D55E00", "s")):
+            line = [found[f"advantage/{kind}_turn_{j}"] for j in range(1, 7)]
+            axes.plot(range(1, 7), line, color=colour, marker=marker, label=f"{kind} rollouts")
+        axes.axhline(0, color="black", linewidth=0.8)
+        axes.set(title=name, xlabel="turn")
+        _finish(axes, grid=False)
+    panels[0][0].set_ylabel("mean advantage")
+    panels[0][0].legend(frameon=False)
+    figure.suptitle(title)
+    return figure
+
+
+def plot_likeness(likeness: Mapping[str, Mapping[bool, Sequence[float]]]) -> Figure:
+    """How much the code of right (True) and of wrong rollouts resembles the right ones', a panel a similarity."""
+    figure, panels = plt.subplots(
+        1, len(likeness), figsize=(5 * len(likeness), 3.4), sharey=True, squeeze=False, layout="constrained"
+    )
+    for axes, (title, found) in zip(panels[0], likeness.items(), strict=True):
+        for kind, label, colour in ((True, "right rollouts", "#009E73"), (False, "wrong rollouts", "#D55E00")):
+            axes.hist(found[kind], [i / 20 for i in range(21)], density=True, color=colour, alpha=0.5, label=label)
+        axes.set(title=title, xlabel="mean similarity to the (other) right rollouts' code")
+        _finish(axes, grid=False)
+    panels[0][0].set_ylabel("density")
+    panels[0][0].legend(frameon=False)
     return figure
 
 
