@@ -310,14 +310,15 @@ def coldstart(family: str = "branching", output: Path | None = None) -> None:
     experiments.coldstart.cold_start(family, output)
 
 
-def reproduce(notebooks: Positional[tuple[str, ...]] = (), output: str = "results") -> None:
+def reproduce(notebooks: Positional[tuple[str, ...]] = (), output: str = "results", keep: bool = False) -> None:
     """Run all notebooks, write HTML and figures.
 
     Args:
         notebooks: beginnings of names, e.g. 02; all unless given
         output: folder
+        keep: write outputs and answers into the notebooks, as they are committed
     """
-    print(*experiments.reproduce.reproduce(output, list(notebooks)), sep="\n")
+    print(*experiments.reproduce.reproduce(output, list(notebooks), keep), sep="\n")
 
 
 #: The first three take the command line itself: one option's default there depends on another's value.

@@ -1,8 +1,10 @@
-"""What every notebook must look like: one function a rule, each giving the list of what is wrong."""
+"""What every notebook must look like, its committed outputs too: one function a rule, giving what is wrong."""
 
 from __future__ import annotations
 
 import ast
+import json
+import re
 from typing import Any
 
 import nbformat
@@ -16,6 +18,15 @@ DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 # Colab and Jupyter write who ran or wrote a cell into these.
 PERSONAL_KEYS = {"executionInfo", "user", "userId", "displayName", "photoUrl", "author", "authors", "outputId"}
 HIDING_KEYS = {"source_hidden", "outputs_hidden", "cellView", "collapsed", "jp-MarkdownHeadingCollapsed"}
+CLEARED = "clear"  #: the tag of a cell whose output shows times, versions or paths
+MAX_BYTES = 600_000
+CHANGING = {
+    "a path": re.compile(r"(?<![\w.])/(?:home|root|tmp|work|usr|content|mnt)/"),
+    "an address": re.compile(r"\bat 0x[0-9a-f]+"),
+    "a date": re.compile(r"\b20\d\d-[01]\d-[0-3]\d\b"),
+    "a bar": re.compile(r"(?:it|step|problem)/s\b|\d%\|"),
+    "a warning": re.compile(r"\b\w*Warning:"),
+}
 HIDING_TAG_WORDS = ("hide", "hidden", "remove")
 
 
@@ -28,6 +39,7 @@ def problems(notebook: dict[str, Any], setup_source: str | None = None) -> list[
     code_cells = [(number, cell) for number, cell in enumerate(cells) if cell["cell_type"] == "code"]
     wrong += opening_problems(cells, setup_source)
     wrong += metadata_problems(notebook)
+    wrong += output_problems(cells)
     for number, cell in code_cells:
         wrong += code_cell_problems(number, cell)
     tagged = [number for number, cell in code_cells if "parameters" in cell["metadata"].get("tags", [])]
@@ -69,7 +81,7 @@ def opening_problems(cells: list[dict[str, Any]], setup_source: str | None) -> l
 
 
 def metadata_problems(notebook: dict[str, Any]) -> list[str]:
-    """Kernel, stripped outputs, no hidden cells, no persons."""
+    """Kernel, no hidden cells, no persons."""
     wrong = []
     kernel = notebook["metadata"].get("kernelspec", {}).get("name", "python3")
     if kernel != "python3":
@@ -79,10 +91,34 @@ def metadata_problems(notebook: dict[str, Any]) -> list[str]:
         keys |= set(all_keys(cell["metadata"]))
         tags = cell["metadata"].get("tags", [])
         wrong += [f"cell {number}: tag {tag} hides" for tag in tags if any(word in tag for word in HIDING_TAG_WORDS)]
-        if cell["cell_type"] == "code" and (cell["outputs"] or cell["execution_count"] is not None):
-            wrong.append(f"cell {number}: output or execution_count is not stripped")
     wrong += [f"metadata key {key} names a person" for key in sorted(keys & PERSONAL_KEYS)]
     wrong += [f"metadata key {key} hides" for key in sorted(keys & HIDING_KEYS)]
+    return wrong
+
+
+def output_problems(cells: list[dict[str, Any]]) -> list[str]:
+    """Outputs are committed, as ``gtpo-mini reproduce --keep`` leaves them: nothing that changes from run to run."""
+    wrong = []
+    code_cells = [(number, cell) for number, cell in enumerate(cells) if cell["cell_type"] == "code"]
+    for number, cell in code_cells:
+        if cell["execution_count"] is not None:
+            wrong.append(f"cell {number}: execution_count is not stripped")
+        if cell["outputs"] and (number == 1 or CLEARED in cell["metadata"].get("tags", [])):
+            wrong.append(f"cell {number}: output that was to be cleared")
+        for output in cell["outputs"]:
+            kinds = set(output.get("data", {}))
+            if output["output_type"] == "error" or output.get("name") == "stderr":
+                wrong.append(f"cell {number}: an error, a warning or a bar in the output")
+            wrong += [f"cell {number}: {kind} is no plain output" for kind in kinds if "widget" in kind]
+            texts = [output.get("text", ""), *(output["data"][kind] for kind in kinds if kind.startswith("text/"))]
+            for text in ("".join(text) for text in texts):
+                wrong += [
+                    f"cell {number}: {what} in the output" for what, rule in CHANGING.items() if rule.search(text)
+                ]
+    if not any(cell["outputs"] for _, cell in code_cells):
+        wrong.append("no output is kept: gtpo-mini reproduce --keep")
+    if len(json.dumps(cells)) > MAX_BYTES:
+        wrong.append(f"more than {MAX_BYTES:,} bytes: tag a cell {CLEARED!r}")
     return wrong
 
 

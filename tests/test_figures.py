@@ -9,6 +9,7 @@ import nbformat
 import pytest
 from matplotlib import pyplot as plt
 
+from gtpo_mini.experiments import plots
 from gtpo_mini.experiments import reproduce as runner
 from gtpo_mini.experiments.plots import ARM_STYLE, plot_learning_curves, save_figure
 from gtpo_mini.experiments.viewer import trajectory_html
@@ -64,6 +65,28 @@ def test_one_seed_has_no_band_and_unequal_runs_end_with_the_shortest(runs):
     plt.close("all")
 
 
+def test_the_notebooks_figures_show_what_they_are_given(runs):
+    figure = plots.plot_bars({"Silent: groups, %": {"grpo": 25.0, "gtpo": 0.0}, "Told: advantage": {"grpo": -0.3}})
+    first, second = figure.axes
+    assert [bar.get_height() for bar in first.patches] == [25.0, 0.0] and first.get_ylabel() == "groups, %"
+    assert first.get_title() == "Silent" and [bar.get_height() for bar in second.patches] == [-0.3]
+    told = {f"advantage/{kind}_turn_{j}": j * sign for kind, sign in (("right", 1), ("wrong", -1)) for j in range(1, 7)}
+    (axes,) = plots.plot_turns({"GTPO": told}, "Title").axes
+    assert [list(line.get_ydata()) for line in axes.lines[:2]] == [[1, 2, 3, 4, 5, 6], [-1, -2, -3, -4, -5, -6]]
+    (axes,) = plots.plot_likeness({"ngram": {True: [1.0, 0.99], False: [0.1]}}).axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["right rollouts", "wrong rollouts"]
+    figure = plots.plot_ladder([run for run in runs if run.seed < 2], ["grpo", "gtpo"])
+    assert len(figure.axes) == 1 and "2 seeds" in figure.get_suptitle()
+    for run in runs:
+        for step in run.steps:
+            step["advantage/hopeless_share"] = 0.2 if run.arm == "grpo" else 0.5
+    early, whole = plots.plot_hopeless({"here": runs}, early=2).axes
+    assert [line.get_xdata()[0] for line in whole.lines] == pytest.approx(
+        [20, 50]
+    ) and "first 2 steps" in early.get_title()
+    plt.close("all")
+
+
 def test_html_escapes_marks_tokens_and_shows_rewards(make_trajectory, tiny_policy):
     text = "```python\nprint('<script>alert(1)</script>')\n```"
     call = Turn(text, code="print(1)", result=ExecutionResult(ok=False, error="E"))
@@ -101,3 +124,26 @@ def test_reproduce_runs_all_in_order_and_names_the_one_that_fails(tmp_path, monk
     assert "00_a" in capsys.readouterr().err
     with pytest.raises(ValueError, match="no notebook"):
         runner.reproduce(output, ["99"])
+
+
+def test_outputs_are_kept_without_what_changes_and_the_answer_goes_to_the_top(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "NOTEBOOKS", tmp_path)
+    for variable in ("GTPO_RESULTS", "GTPO_PROGRESS", "JUPYTER_PREFER_ENV_PATH"):
+        monkeypatch.setenv(variable, "")
+    title = "# T\n\n**Answer in one sentence.** Filled in.\n\n**Runtime.** About 5 s"
+    setup = "from IPython.display import Markdown, display\nanswer = display(Markdown('later'), display_id=True)"
+    shown = "import sys\nprint(6 * 7)\nprint('a bar', file=sys.stderr)\nanswer.update(Markdown('**Yes**, 42.'))"
+    codes = [setup, shown, "import time\nprint(time.time())"]
+    cells = [nbformat.v4.new_markdown_cell(title), *map(nbformat.v4.new_code_cell, codes)]
+    cells[3].metadata["tags"] = ["clear"]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "00_a.ipynb")
+    runner.reproduce(tmp_path / "out")
+    assert "42" not in (tmp_path / "00_a.ipynb").read_text().replace("'**Yes**, 42.'", "")
+    runner.reproduce(tmp_path / "out", keep=True)
+    kept = nbformat.read(tmp_path / "00_a.ipynb", as_version=4)
+    assert kept.cells[0].source == title.replace("Filled in.", "**Yes**, 42.")
+    assert [[one.get("text") for one in cell.outputs] for cell in kept.cells[1:]] == [[], ["42\n"], []]
+    assert all(cell.execution_count is None and "execution" not in cell.metadata for cell in kept.cells[1:])
+    before = (tmp_path / "00_a.ipynb").read_bytes()
+    runner.reproduce(tmp_path / "out", keep=True)
+    assert (tmp_path / "00_a.ipynb").read_bytes() == before

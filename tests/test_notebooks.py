@@ -29,6 +29,7 @@ def test_notebooks_are_numbered_in_reading_order():
 
 
 SETUP = "import gtpo_mini"
+OUTPUT = {"output_type": "stream", "name": "stdout", "text": "3"}
 TITLE = "# Title\n\n**Question.** Why?\n\n**Answer in one sentence.** So.\n\n**Runtime.** 1 s"
 
 
@@ -51,7 +52,7 @@ def good() -> dict:
         "cells": [
             {"cell_type": "markdown", "id": "a", "metadata": {}, "source": TITLE},
             code("b", SETUP),
-            code("c", "SEEDS = 3", tags=["parameters"]),
+            {**code("c", "SEEDS = 3", tags=["parameters"]), "outputs": [OUTPUT]},
             code("d", "assert SEEDS == 3"),
         ],
     }
@@ -86,7 +87,6 @@ def put(value, *keys):
 
 LONG_FUNCTION = "def f():\n" + "    x = 1\n" * 8 + "\nassert f"
 LONG_CELL = "x = 1\n" * 26 + "assert x"
-OUTPUT = {"output_type": "stream", "name": "stdout", "text": "3"}
 
 
 @pytest.mark.parametrize(
@@ -97,8 +97,18 @@ OUTPUT = {"output_type": "stream", "name": "stdout", "text": "3"}
         (drop("cells", 2, "id"), "id of its own"),
         (put("a", "cells", 2, "id"), "id of its own"),
         (put(4, "nbformat_minor"), "not a valid notebook"),
-        (put([OUTPUT], "cells", 3, "outputs"), "cell 3: output or execution_count"),
-        (put(7, "cells", 2, "execution_count"), "cell 2: output or execution_count"),
+        (put([OUTPUT], "cells", 1, "outputs"), "cell 1: output that was to be cleared"),
+        (put(["parameters", "clear"], "cells", 2, "metadata", "tags"), "cell 2: output that was to be cleared"),
+        (put([], "cells", 2, "outputs"), "no output is kept"),
+        (put(7, "cells", 2, "execution_count"), "cell 2: execution_count"),
+        (put([{**OUTPUT, "name": "stderr"}], "cells", 2, "outputs"), "an error, a warning or a bar"),
+        (put([{**OUTPUT, "text": "in /tmp/x"}], "cells", 2, "outputs"), "cell 2: a path"),
+        (put([{**OUTPUT, "text": ["<A at ", "0x7f>"]}], "cells", 2, "outputs"), "cell 2: an address"),
+        (put([{**OUTPUT, "text": "on 2026-11-27"}], "cells", 2, "outputs"), "cell 2: a date"),
+        (put([{**OUTPUT, "text": "UserWarning: x"}], "cells", 2, "outputs"), "cell 2: a warning"),
+        (put([{**OUTPUT, "text": "9 " * 400_000}], "cells", 2, "outputs"), "more than 600,000 bytes"),
+        (put(SETUP + "\n1" * 9, "cells", 1, "source"), "the setup cell has more than 8 lines"),
+        (put("plt.plot(1)\n" * 9 + "assert True", "cells", 3, "source"), "plots in 10 lines, at most 8"),
         (put("gtpo", "metadata", "kernelspec", "name"), "kernel must be python3, got gtpo"),
         (put("Title", "cells", 0, "source"), "begin with a title"),
         (put(TITLE.replace("Question.", "Q."), "cells", 0, "source"), "lacks **Question.**"),

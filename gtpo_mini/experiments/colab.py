@@ -35,10 +35,12 @@ def begin() -> Any:
         if not all(importlib.util.find_spec(name) for name in ("peft", "bitsandbytes", "tyro", "math_verify")):
             install()
             importlib.invalidate_caches()
+    import matplotlib
     import torch
     from IPython.display import Markdown, display
 
     torch.set_num_threads(1)
+    matplotlib.rcParams["figure.dpi"] = 80  # of what is shown: notebooks stay small
     print(f"gtpo_mini {importlib.import_module('gtpo_mini').__version__}, torch {torch.__version__}")
     return display(Markdown("*The answer comes here when the last cell has run.*"), display_id=True)
 

@@ -128,7 +128,7 @@ def plot_bars(panels: Mapping[str, Mapping[str, float]]) -> Figure:
     """A panel for each title, a bar for each arm; what the numbers are stands after the title, behind a colon."""
     figure, found = plt.subplots(1, len(panels), figsize=(5 * len(panels), 3.6), squeeze=False, layout="constrained")
     for axes, (title, values) in zip(found[0], panels.items(), strict=True):
-        axes.bar(values, values.values(), color=[ARM_STYLE.get(arm, _OTHER)[0] for arm in values])
+        axes.bar(list(values), list(values.values()), color=[ARM_STYLE.get(arm, _OTHER)[0] for arm in values])
         axes.axhline(0, color="black", linewidth=0.8)
         axes.set(title=title.partition(": ")[0], ylabel=title.partition(": ")[2])
         axes.tick_params(axis="x", labelrotation=15)

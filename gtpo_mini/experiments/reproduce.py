@@ -1,8 +1,12 @@
-"""``gtpo-mini reproduce``: every notebook, top to bottom, with a bar; executed HTML into ``results/``."""
+"""``gtpo-mini reproduce``: every notebook, top to bottom, with a bar; executed HTML into ``results/``.
+
+With ``--keep`` the outputs, and the answer at the top, go into the notebooks themselves, as GitHub shows them.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import tempfile
@@ -18,12 +22,14 @@ from nbconvert import HTMLExporter
 from tqdm import tqdm
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
+_ANSWER = re.compile(r"(\*\*Answer in one sentence\.\*\* )(.*?)(\n\n\*\*Runtime|\Z)", re.DOTALL)
 _RUNTIME = re.compile(r"\*\*Runtime\.\*\*.*?(\d+) s\b", re.DOTALL)  # in a notebook's first cell
 
 
-def reproduce(output: str | Path = "results", names: list[str] | None = None) -> list[Path]:
+def reproduce(output: str | Path = "results", names: list[str] | None = None, keep: bool = False) -> list[Path]:
     """Run the notebooks whose names begin so ("02"; None: all) in reading order; write HTML and figures to ``output``.
 
+    ``keep``: write what `keep_outputs` keeps into the notebooks.
     Returns the HTML files; raises a RuntimeError that names the notebook that failed and where its HTML is.
     """
     paths = [path for path in sorted(NOTEBOOKS.glob("*.ipynb")) if not names or path.name.startswith(tuple(names))]
@@ -58,7 +64,43 @@ def reproduce(output: str | Path = "results", names: list[str] | None = None) ->
             written[-1].write_text(html, encoding="utf-8")
             if failure:
                 raise RuntimeError(f"notebook {path.name} failed: {failure} (the executed part: {written[-1]})")
+            if keep:
+                keep_outputs(notebook)
+                text = json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True)
+                path.write_text(text + "\n", encoding="utf-8")
     return written
+
+
+def keep_outputs(notebook: nbformat.NotebookNode) -> None:
+    """Of an executed notebook keep what a reader should see on GitHub, the same whenever and wherever it was run.
+
+    The answer that the setup cell shows goes into the title page. What comes from stderr (warnings, bars) and widgets
+    goes; so do all outputs of the setup cell and of cells tagged ``clear``, which show times, versions or paths.
+    """
+    title, setup = notebook.cells[:2]
+    shown = [one.data["text/markdown"] for one in setup.outputs if "text/markdown" in one.get("data", {})]
+    if shown:
+        title.source = _ANSWER.sub(lambda found: found[1] + shown[-1].strip() + found[3], title.source)
+    for number, cell in enumerate(notebook.cells):
+        cell.metadata.pop("execution", None)
+        if cell.cell_type != "code":
+            continue
+        cell.execution_count = None
+        hidden = number == 1 or "clear" in cell.metadata.get("tags", [])
+        cell.outputs = [] if hidden else [_kept(one) for one in cell.outputs if _wanted(one)]
+
+
+def _wanted(output: nbformat.NotebookNode) -> bool:
+    return output.get("name") != "stderr" and not any("widget" in kind for kind in output.get("data", {}))
+
+
+def _kept(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """A picture needs no words for itself, and a table no count of its cell."""
+    if "image/png" in output.get("data", {}):
+        output.data = nbformat.from_dict({"image/png": output.data["image/png"]})
+    if "execution_count" in output:
+        output.execution_count = None
+    return output
 
 
 async def _execute(notebook: nbformat.NotebookNode, move: Callable[[float], None]) -> str:
