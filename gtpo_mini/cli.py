@@ -66,8 +66,11 @@ def train(argv: list[str]) -> None:
         size = sum(weight.numel() for weight in policy.model.parameters()) / 1e6
         where = f"{policy.device}, sandbox tier {sandbox.protection.tier}"
         of = f"{task.name} ({len(task.problems):,} problems)"
-        print(f"{policy.name} ({size:,.1f} M parameters) on {of}: arm {arm}, seed {config.seed}; {where}")
-        steps = trainer.train(after_step=lambda _: tqdm.write(describe_history(trainer.history, config.steps)))
+        say = tqdm.write if trainer.run.writes else lambda _: None
+        say(f"{policy.name} ({size:,.1f} M parameters) on {of}: arm {arm}, seed {config.seed}; {where}")
+        steps = trainer.train(after_step=lambda _: say(describe_history(trainer.history, config.steps)))
+    if not trainer.run.writes:
+        return
     accuracy = [step["reward/outcome"] for step in steps]
     few = max(1, len(accuracy) // 10)
     start, end = (sum(part) / few for part in (accuracy[:few], accuracy[-few:]))

@@ -116,7 +116,7 @@ def run_page(folder: str | Path) -> str:
     if not steps:
         raise ValueError(f"{str(folder)!r}: the run has no step yet")
     footer = lines[-1] if lines[-1]["kind"] == "footer" else {}
-    run, name = RecordedRun({"arm": "run", **lines[0]}, tuple(steps), footer), Path(folder).resolve().name
+    run, name = RecordedRun(lines[0], tuple(steps), footer), Path(folder).resolve().name
     drawn = io.BytesIO()
     plots.plot_learning_curves([run], f"{run.arm} on {run.header['task']}").savefig(drawn, format="svg")
     few = min(10, len(steps))

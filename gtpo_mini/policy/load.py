@@ -174,6 +174,8 @@ def _check_finite(model: nn.Module, name: str) -> None:
 
 def _device(device: str | None) -> str:
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and "LOCAL_RANK" in os.environ:  # each process of a host has its own GPU
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:

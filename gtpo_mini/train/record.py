@@ -108,7 +108,8 @@ class RecordedRun:
 
     @property
     def arm(self) -> str:
-        return self.header["arm"]
+        """The arm's name; "run" where an own loop gave none."""
+        return self.header.get("arm", "run")
 
     @property
     def seed(self) -> int:

@@ -20,7 +20,7 @@ from ..rollout.memory import TrainingStopped
 from .checkpoint import Checkpoints, difference
 from .metrics import open_trackers
 from .record import append_line, clear_disk_errors, locked, read_lines, rewrite_lines
-from .update import Update
+from .update import Update, processes
 
 #: Settings that a run may go on with changed: they touch neither what is drawn nor what is asked for.
 MAY_CHANGE = ("steps", "learning_rate", "max_grad_norm", "tokens_per_pass", "gradient_checkpointing")
@@ -30,7 +30,8 @@ class Run:
     """One run in one folder (None: nothing is kept), entered for the time of its steps.
 
     A checkpoint is written after ``every`` steps; None: none, and no policy at the end. ``resume`` goes on with the run
-    in the folder, if there is one; ``trackers``, by the names that accelerate knows, get the metrics as well.
+    in the folder, if there is one; ``trackers``, by the names that accelerate knows, get the metrics as well. Of
+    several processes only the first writes.
 
     >>> with Run(folder=None) as run:
     ...     for step in run.remaining(2):
@@ -62,7 +63,8 @@ class Run:
         self._settled = True  # the weights are those after the last step in `history`
         self._interrupts, self._waiting = 0, True  # signals so far; whether they wait for the end of the step
         self._handlers, self._held = contextlib.ExitStack(), contextlib.ExitStack()
-        self.trackers = open_trackers(trackers, self.folder)
+        self.writes = processes()[0] == 0  #: nothing is written by other processes than the first
+        self.trackers = open_trackers(trackers if self.writes else (), self.folder)
         if self.folder is None:
             return
         self.record = self.folder / "metrics.jsonl"
@@ -78,7 +80,7 @@ class Run:
 
     def __enter__(self) -> Run:
         """Lock the folder, or raise a ValueError if another process is at work there."""
-        if self.folder is not None:
+        if self.folder is not None and self.writes:
             self._held.enter_context(locked(self.folder))
         return self
 
@@ -92,6 +94,7 @@ class Run:
             tracker.store_init_configuration(header["config"])
         if self.folder is None:
             return
+        _wait_for_all()  # all have seen the folder as it was
         self._learner = (policy, optimizer, update)
         header, identity = json.loads(json.dumps([{"kind": "header", **header, "identity": identity}, identity]))
         self.checkpoints = Checkpoints(self.folder / "checkpoints", identity)
@@ -107,7 +110,8 @@ class Run:
             if done > wanted:
                 raise ValueError(f"steps={wanted}: the run in {self.folder} has {done} already; use at least as many")
             state = self.checkpoints.load(self.saved, policy, optimizer)
-            tqdm.write(f"going on from {self.saved}, with step {done + 1} of {wanted}")
+            if self.writes:
+                tqdm.write(f"going on from {self.saved}, with step {done + 1} of {wanted}")
             self.history = state["history"]
             update.tokens_per_pass = min(update.tokens_per_pass, state["tokens_per_pass"])
             for group in optimizer.param_groups:
@@ -116,7 +120,8 @@ class Run:
             where = f"{self.record}: line {', '.join(map(str, damaged))}"
             warnings.warn(f"{where} is damaged; steps come from the checkpoint", stacklevel=3)
         self.finished = done == wanted and bool(lines) and lines[-1].get("kind") == "footer"
-        if not self.finished:
+        _wait_for_all()  # all have read it
+        if not self.finished and self.writes:
             steps = [{"kind": "step", **metrics} for metrics in self.history]
             rewrite_lines(self.record, [self._resumed(first, header, done) if lines or done else header, *steps])
 
@@ -126,7 +131,9 @@ class Run:
         if threading.current_thread() is threading.main_thread():  # Python takes signals in no other
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._handlers.callback(signal.signal, number, signal.signal(number, self._interrupt))
-        for step in (bar := tqdm(range(done, steps), desc=self.name, unit="step", initial=done, total=steps)):
+        look = {"desc": self.name, "unit": "step", "initial": done, "total": steps}
+        look |= {} if self.writes else {"disable": True}
+        for step in (bar := tqdm(range(done, steps), **look)):
             yield step
             last = self.history[-1]
             bar.set_postfix(accuracy=f"{last['reward/outcome']:.2f}", turns=f"{last['rollout/turns']:.1f}")
@@ -148,7 +155,7 @@ class Run:
 
     def log(self, metrics: dict[str, Any]) -> dict[str, Any]:
         """Keep a step's metrics, which closes the step; returns them."""
-        if self.folder is not None:
+        if self.folder is not None and self.writes:
             append_line(self.record, "step", metrics)
         self.history.append(metrics)
         self._settled = True
@@ -158,7 +165,7 @@ class Run:
 
     def close(self, policy: Policy, footer: dict) -> None:
         """After the last step: the policy, then the footer, unless the run has one."""
-        if self.folder is None:
+        if self.folder is None or not self.writes:
             return
         if self.every is not None:
             new, place = self.folder / "policy.writing", self.folder / "policy"
@@ -194,7 +201,7 @@ class Run:
     def _save(self) -> None:
         """A checkpoint after the steps that are done, if that is more than none and there is none of them yet."""
         done = len(self.history)
-        if self._learner is None or self.every is None or not done:
+        if self._learner is None or self.every is None or not done or not self.writes:
             return
         policy, optimizer, update = self._learner
         # Weights whose last update was skipped may be broken: they do not take the place of good ones.
@@ -223,3 +230,9 @@ class Run:
     def _hear(self) -> None:
         if self._interrupts:
             raise KeyboardInterrupt
+
+
+def _wait_for_all() -> None:
+    """Until every process is here."""
+    if processes()[1] > 1:
+        torch.distributed.barrier()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import random
 import time
 import warnings
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 
 from ..credit.advantages import turn_returns
 from ..credit.credit import Credit, assign_credit, credit_name
@@ -28,13 +31,16 @@ from .checkpoint import identify
 from .config import TrainConfig
 from .metrics import describe_step, peak_gib, run_header
 from .run import MAY_CHANGE, Run
-from .update import Update
+from .update import Update, processes
 
 _PARTS = ("rollout", "score", "update")  # of a step, whose times are told
 
 
 class Trainer:
     """Trains a policy on a task.
+
+    Under ``accelerate launch`` or ``torchrun`` each process rolls its share of a step's problems out and computes the
+    gradient of its own rollouts; credit is assigned to all of them in each, so that the result is that of one process.
 
     Args:
         policy, task, config: what learns, from what, and how.
@@ -68,6 +74,11 @@ class Trainer:
     ) -> None:
         self.policy, self.task, self.config = policy, task, config or TrainConfig()
         self.protocol, self.sandbox, self.header = protocol or load_protocol(), sandbox, header or {}
+        if "LOCAL_RANK" in os.environ:
+            PartialState(cpu=policy.device.type == "cpu")  # makes the group of processes
+        if self.config.problems_per_step % processes()[1]:
+            text = f"problems_per_step={self.config.problems_per_step}: must be a multiple of the processes"
+            raise ValueError(f"{text} ({processes()[1]})")
         if record_rollouts and output is None:
             raise ValueError("record_rollouts=True: needs an output folder to write rollouts.jsonl to (--output)")
         self.run = Run(output, checkpoint_every, resume, trackers)
@@ -125,17 +136,21 @@ class Trainer:
     def step(self, engine: RolloutEngine, step: int) -> dict[str, Any]:
         """One step on fresh rollouts; returns its metrics, and raises as `train` does."""
         config, clock = self.config, [time.perf_counter()]
+        rank, count = processes()
+        share = config.problems_per_step // count
+        first = rank * share * config.group_size  # number of this process's first rollout
         with self.run.sampling():
-            seed = config.seed * 10**6 + step
-            rollouts = engine.generate(self.problems(step), config.group_size, seed, task=self.task)
+            problems, seed = self.problems(step)[rank * share : (rank + 1) * share], config.seed * 10**6 + step
+            mine = engine.generate(problems, config.group_size, seed, task=self.task, first=first)
             clock.append(time.perf_counter())
-            correct = [self.task.grade(rollout.problem, rollout.answer) for rollout in rollouts]
+            graded = [(rollout, self.task.grade(rollout.problem, rollout.answer)) for rollout in mine]
+            rollouts, correct = map(list, zip(*(graded if count == 1 else gather_object(graded)), strict=True))
             rewards, advantages = assign_credit(config.credit, rollouts, correct, config.group_size)
             clock.append(time.perf_counter())
-        found = self.update(rollouts, advantages, step)
+        found = self.update(rollouts, advantages, step, range(first, first + len(mine)))
         clock.append(time.perf_counter())
         self.last = (rollouts, rewards, advantages)
-        if self.transcripts is not None:
+        if self.transcripts is not None and self.run.writes:
             discounted = isinstance(config.credit, Credit) and config.credit.returns
             returns = [turn_returns(row, config.credit.gamma) for row in rewards] if discounted else None
             earned = (correct, rewards, advantages, returns)

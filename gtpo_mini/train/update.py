@@ -21,6 +21,17 @@ MAX_SKIPPED = 3  #: optimiser steps skipped in a row, at which a run stops
 _SUMS = ("loss/policy", "loss/kl", "loss/clip_fraction", "loss/sampler_mismatch", "policy/entropy")
 
 
+def processes() -> tuple[int, int]:
+    """The number of this process, and how many train together (``accelerate launch``, ``torchrun``); (0, 1): alone.
+
+    >>> processes()
+    (0, 1)
+    """
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return 0, 1
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
 class Update:
     """Turns rollouts and their advantages into optimiser steps.
 
@@ -33,10 +44,14 @@ class Update:
         self.tokens_per_pass = config.tokens_per_pass
         self.skipped = 0  #: optimiser steps skipped in a row
         self._now: list[Trajectory] = []  # of the pass under way
+        self._own = range(0)
 
-    def __call__(self, rollouts: Sequence[Trajectory], advantages: Rows, step: int) -> dict[str, float]:
+    def __call__(
+        self, rollouts: Sequence[Trajectory], advantages: Rows, step: int, own: range | None = None
+    ) -> dict[str, float]:
         """One batch: the loss is a mean over the policy tokens of each minibatch, whose order ``step`` seeds.
 
+        Of several processes each computes the gradient of its ``own`` rollouts (None: all), and takes the sum of all.
         Returns metrics, the same keys each time and all finite: a skipped optimiser step only adds to
         ``update/skipped``. `TrainingStopped` is raised where a single rollout does not fit into memory.
         """
@@ -47,6 +62,7 @@ class Update:
             random.Random(f"{config.seed}-{step}-minibatches").shuffle(order)
         # A broken policy may give every rollout the same reward, and so no loss to see it by.
         sampled = all(math.isfinite(logprob) for rollout in rollouts for logprob in rollout.logprobs)
+        self._own = range(len(rollouts)) if own is None else own
         self.policy.model.train()
         try:
             before = self._tried(self._before, rollouts, order) if config.minibatches > 1 else {}
@@ -101,7 +117,7 @@ class Update:
         sums, read = dict.fromkeys(_SUMS, 0.0), 0
         tokens = sum(sum(rollouts[i].loss_mask) for i in members)
         # Without a KL term a rollout with advantage 0 everywhere has no gradient: it only counts as tokens.
-        taught = [i for i in members if any(advantages[i]) or config.kl_coefficient]
+        taught = [i for i in members if i in self._own and (any(advantages[i]) or config.kl_coefficient)]
         self.optimizer.zero_grad()
         for batch in passes(rollouts, taught, self.tokens_per_pass):
             self._now = chosen = [rollouts[i] for i in batch]
@@ -123,14 +139,28 @@ class Update:
             sums["loss/clip_fraction"] += clipped.sum().item()
             sums["loss/sampler_mismatch"] += (old - sampled).abs().sum().item()
             sums["policy/entropy"] -= logprobs.sum().item()
+        *values, read = self._sum_over_processes([*sums.values(), read])
+        sums = dict(zip(sums, values, strict=True))
         norm = torch.nn.utils.clip_grad_norm_(self.policy.trainable_parameters(), config.max_grad_norm).item()
         return sums, read, norm
+
+    def _sum_over_processes(self, numbers: list[float]) -> list[float]:
+        """Of all processes, in place, the gradients; and what comes back, the numbers."""
+        if processes()[1] == 1:
+            return numbers
+        for weight in self.policy.trainable_parameters():
+            if weight.grad is None:  # none of this process's rollouts taught anything
+                weight.grad = torch.zeros_like(weight)
+            torch.distributed.all_reduce(weight.grad)
+        found = torch.tensor(numbers, dtype=torch.float64, device=self.policy.device)
+        torch.distributed.all_reduce(found)
+        return found.tolist()
 
     @torch.no_grad()
     def _before(self, rollouts: Sequence[Trajectory], members: Sequence[int]) -> dict[int, torch.Tensor]:
         """Each rollout's log-probabilities (M_i,) under the policy that the coming updates start from."""
         found = {}
-        for batch in passes(rollouts, members, self.tokens_per_pass):
+        for batch in passes(rollouts, [i for i in members if i in self._own], self.tokens_per_pass):
             self._now = [rollouts[i] for i in batch]
             logprobs = token_logprobs(self.policy, self._now, self.config.temperature)  # (M,)
             found |= zip(batch, logprobs.split([sum(rollout.loss_mask) for rollout in self._now]), strict=True)
