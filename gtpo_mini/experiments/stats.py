@@ -170,9 +170,10 @@ class Pooled(NamedTuple):
 def random_effects(effects: Sequence[float], errors: Sequence[float]) -> Pooled:
     """Pool the effects of K >= 2 studies, here regimes, by a random-effects model (Paule and Mandel).
 
-    Args: each study's estimate, and its standard error, above 0. Returns: the mean effect with its 95 % interval
-        (Student's t over studies; Hartung and Knapp's error where it is the wider one), and how much the studies
-        differ. Raises ValueError for fewer than two studies, lengths that differ, or an error of 0.
+    Args: each study's estimate, and its standard error, above 0.
+    Returns: the mean effect with its 95 % interval (Student's t over studies; Hartung and Knapp's error where it is the
+        wider one), and how much the studies differ.
+    Raises: ValueError for fewer than two studies, lengths that differ, or an error of 0.
     Source: [D]; Paule and Mandel (1982), Hartung and Knapp (2001), by statsmodels.
 
     >>> found = random_effects([0.1, 0.3], [0.05, 0.05])
