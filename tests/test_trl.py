@@ -13,9 +13,10 @@ import torch
 
 pytest.importorskip("trl", reason="the extra [trl] is not installed")
 
+from datasets import Dataset
 from trl_steps import make
 
-from gtpo_mini import ARMS, Problem, TrainConfig, Turn
+from gtpo_mini import ARMS, Problem, TrainConfig, Turn, load_policy, load_task
 from gtpo_mini.rollout.builder import RolloutBuilder
 from gtpo_mini.train import trl as ours
 from gtpo_mini.train.loss import per_token
@@ -40,12 +41,14 @@ def test_a_turns_advantage_is_on_its_tokens_and_on_no_others():
 
 def test_the_gradient_is_our_trainers(tmp_path):
     trainer = make(tmp_path, 16, 1)
-    policy = trainer.policy
+    policy, task = load_policy("tiny", device="cpu"), load_task("branching", size=64)
+    policy.model = trainer.model
     policy.model.train()
     trainer.current_gradient_accumulation_steps = 1  # as the loop of TRL's base sets it
-    questions = [problem.question for problem in trainer.task.problems[:2]]
+    questions = [problem.question for problem in task.problems[:2]]
     out = trainer._generate_and_score_completions([{"prompt": question} for question in questions for _ in range(8)])
-    rollouts, correct = trainer._made
+    rollouts = trainer.rollouts
+    correct = [task.grade(rollout.problem, rollout.answer) for rollout in rollouts]
     assert 0 < sum(correct) < 16
     advantages = ARMS["gtpo"](rollouts, correct, 8)[1]
     policy_tokens = (out["completion_mask"] * out["tool_mask"]).bool()
@@ -93,9 +96,55 @@ def test_two_processes_do_what_one_does(tmp_path, share):
             torch.testing.assert_close(weight, alone["weights"][name], atol=2e-5, rtol=1e-4)
 
 
+def test_what_trls_own_loop_made_is_read_turn_by_turn():
+    call = {"type": "function", "function": {"name": "python", "arguments": {"code": "print(4)"}}}
+    said = {"role": "assistant", "content": "so", "tool_calls": [call]}
+    broken = {**said, "tool_calls": [{**call, "function": {"name": "find", "arguments": {"what": "x"}}}]}
+    told, error = {"role": "tool", "content": "4"}, {"role": "tool", "content": "{'error': 'no tool'}"}
+    completions = [[broken, error, said, told, {"role": "assistant", "content": "4"}], "no messages"]
+    out = {
+        "completion_ids": torch.tensor([[1, 1, 7, 2, 7, 7, 3], [5, 5, 0, 0, 0, 0, 0]]),
+        "completion_mask": torch.tensor([[1] * 7, [1, 1, 0, 0, 0, 0, 0]]),
+        "tool_mask": torch.tensor([[1, 1, 0, 1, 0, 0, 1], [1] * 7]),
+    }
+    first, second = ours.read_rollouts(["?", "?"], completions, out)
+    assert [turn.invalid_call for turn in first.turns] == [True, False, False] and first.code == "print(4)"
+    assert [turn.code for turn in first.turns] == ['{"what": "x"}', "print(4)", None]
+    assert first.turn_index == (0, 0, 0, 1, 1, 1, 2) and first.loss_mask == (1, 1, 0, 1, 0, 0, 1)
+    assert second.token_ids == (5, 5) and len(second.turns) == 1 and not second.turns[0].calls_tool
+    rewards, advantages = ARMS["+returns"]([first, second], [1.0, 0.0], 2)
+    assert rewards == [[-0.1, 0.0, 1.0], [-0.1]]  # the first turn of the second makes no call
+    found = ours.turn_advantages([first, second], advantages, out["completion_ids"]).tolist()
+    (a, b, c), (d,) = advantages
+    assert found == [pytest.approx([a, a, 0, b, 0, 0, c]), pytest.approx([d, d, 0, 0, 0, 0, 0])]
+
+
+def test_it_drops_into_a_script_that_uses_trls_trainer(model_folder, tmp_path):
+    """One turn a rollout and no tool: the advantages are GRPO's, for the rewards differ by what all have."""
+
+    def length(completion_ids, **_):
+        return [min(len(ids), 8) / 8 for ids in completion_ids]
+
+    args = ours.GRPOConfig(
+        str(tmp_path), per_device_train_batch_size=4, num_generations=4, max_steps=1, use_cpu=True, bf16=False,
+        max_completion_length=8, report_to=[], save_strategy="no", gradient_checkpointing=False, seed=1,
+    )  # fmt: skip
+    rows = Dataset.from_dict({"prompt": ["one two", "three"] * 4})
+    trainer = ours.GTPOTrainer(model=str(model_folder), reward_funcs=[length], args=args, train_dataset=rows)
+    score, seen = trainer._generate_and_score_completions, []
+    trainer._generate_and_score_completions = lambda inputs: seen.append(score(inputs)) or seen[-1]
+    trainer.train()
+    lengths = [min(int(row.sum()), 8) / 8 for row in seen[0]["completion_mask"]]
+    (expected,) = (ARMS["grpo_accuracy"](trainer.rollouts, lengths, 4)[1],)
+    masks = seen[0]["completion_mask"].bool()
+    for row, mask, (value,) in zip(seen[0]["advantages"], masks, expected, strict=True):
+        assert row[mask].tolist() == pytest.approx([value] * int(mask.sum()), abs=1e-3) and not row[~mask].any()
+
+
 def test_another_version_and_settings_without_meaning_are_refused(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match=r"use_liger_kernel=True: .*; set it to False"):
-        make(tmp_path, 8, 1, use_liger_kernel=True)
+    for name in ("use_liger_kernel", "use_vllm"):
+        with pytest.raises(ValueError, match=f"{name}=True: .*; set it to False"):
+            make(tmp_path, 8, 1, **{name: True})
     monkeypatch.setattr("importlib.metadata.version", lambda name: "1.17.0")
     with pytest.raises(ImportError, match=r"trl 1.17.0: .* TRL 1.16, .*pip install 'trl==1.16"):
         importlib.reload(ours)

@@ -21,7 +21,8 @@ def make(output: Path, batch: int, steps: int, **changes) -> GTPOTrainer:
         save_strategy="no", logging_steps=1, disable_tqdm=True, seed=3, **changes,
     )  # fmt: skip
     settings = load_profile("cpu").train.sampling()
-    return GTPOTrainer(load_policy("tiny", device="cpu"), load_task("branching", size=64), args, settings=settings)
+    policy, task = load_policy("tiny", device="cpu"), load_task("branching", size=64)
+    return GTPOTrainer.for_task(policy, task, args, settings=settings)
 
 
 if __name__ == "__main__":
@@ -32,7 +33,7 @@ if __name__ == "__main__":
 
     def keep(inputs):
         out = score(inputs)
-        rollouts, _ = trainer._made
+        rollouts = trainer.rollouts
         rows = [row[: len(r.token_ids) - r.prompt_length] for row, r in zip(out["advantages"], rollouts, strict=True)]
         seen.extend((r.token_ids, row) for r, row in zip(rollouts, rows, strict=True))
         return out

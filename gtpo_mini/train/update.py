@@ -44,7 +44,7 @@ class Update:
         self.tokens_per_pass = config.tokens_per_pass
         self.skipped = 0  #: optimiser steps skipped in a row
         self._now: list[Trajectory] = []  # of the pass under way
-        self._own = range(0)
+        self._own: range | None = None  # of several processes: the rollouts of this one
 
     def __call__(
         self, rollouts: Sequence[Trajectory], advantages: Rows, step: int, own: range | None = None
@@ -62,7 +62,7 @@ class Update:
             random.Random(f"{config.seed}-{step}-minibatches").shuffle(order)
         # A broken policy may give every rollout the same reward, and so no loss to see it by.
         sampled = all(math.isfinite(logprob) for rollout in rollouts for logprob in rollout.logprobs)
-        self._own = range(len(rollouts)) if own is None else own
+        self._own = own
         self.policy.model.train()
         try:
             before = self._tried(self._before, rollouts, order) if config.minibatches > 1 else {}
@@ -117,7 +117,7 @@ class Update:
         sums, read = dict.fromkeys(_SUMS, 0.0), 0
         tokens = sum(sum(rollouts[i].loss_mask) for i in members)
         # Without a KL term a rollout with advantage 0 everywhere has no gradient: it only counts as tokens.
-        taught = [i for i in members if i in self._own and (any(advantages[i]) or config.kl_coefficient)]
+        taught = [i for i in self._mine(members) if any(advantages[i]) or config.kl_coefficient]
         self.optimizer.zero_grad()
         for batch in passes(rollouts, taught, self.tokens_per_pass):
             self._now = chosen = [rollouts[i] for i in batch]
@@ -144,6 +144,9 @@ class Update:
         norm = torch.nn.utils.clip_grad_norm_(self.policy.trainable_parameters(), config.max_grad_norm).item()
         return sums, read, norm
 
+    def _mine(self, members: Sequence[int]) -> list[int]:
+        return [i for i in members if self._own is None or i in self._own]
+
     def _sum_over_processes(self, numbers: list[float]) -> list[float]:
         """Of all processes, in place, the gradients; and what comes back, the numbers."""
         if processes()[1] == 1:
@@ -160,7 +163,7 @@ class Update:
     def _before(self, rollouts: Sequence[Trajectory], members: Sequence[int]) -> dict[int, torch.Tensor]:
         """Each rollout's log-probabilities (M_i,) under the policy that the coming updates start from."""
         found = {}
-        for batch in passes(rollouts, [i for i in members if i in self._own], self.tokens_per_pass):
+        for batch in passes(rollouts, self._mine(members), self.tokens_per_pass):
             self._now = [rollouts[i] for i in batch]
             logprobs = token_logprobs(self.policy, self._now, self.config.temperature)  # (M,)
             found |= zip(batch, logprobs.split([sum(rollout.loss_mask) for rollout in self._now]), strict=True)
