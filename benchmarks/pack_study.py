@@ -1,7 +1,8 @@
 """Put the runs of the study (docs/protocol.md) into one compact file a regime: ``python benchmarks/pack_study.py``.
 
-Reads ``results/study/REGIME/ARM-seedN`` and adds to what ``data/runs/study/REGIME.jsonl.gz`` holds; a run that both
-have stays as it was recorded first. Of the metrics only those are kept that a table, a figure or a replay needs.
+Reads ``results/study/REGIME/ARM-seedN`` and adds to what ``data/runs/study/REGIME.jsonl.gz`` holds the seeds that are
+finished in all regimes; a run that both have stays as it was recorded first. Of the metrics only those are kept that a
+table, a figure or a replay needs.
 """
 
 from __future__ import annotations
@@ -22,15 +23,17 @@ KEPT = {
 
 def main(made: Path, kept: Path) -> None:
     kept.mkdir(parents=True, exist_ok=True)
-    for folder in sorted(path for path in made.iterdir() if path.is_dir()):
-        path = kept / f"{folder.name}.jsonl.gz"
-        runs = load_runs(folder) if any(folder.rglob("metrics.jsonl")) else []
-        old = load_runs(path) if path.exists() else []
-        names = {(run.arm, run.seed) for run in old}
-        new = [run for run in runs if (run.arm, run.seed) not in names]
+    folders = sorted(path for path in made.iterdir() if path.is_dir())
+    runs = {folder.name: {(run.arm, run.seed): run for run in load_runs(folder)} for folder in folders}
+    whole = set.intersection(*map(set, runs.values()))  # an arm's seed counts when all regimes have it
+    for name, found in runs.items():
+        path = kept / f"{name}.jsonl.gz"
+        old = {(run.arm, run.seed): run for run in load_runs(path)} if path.exists() else {}
+        new = {key: found[key] for key in whole - old.keys()}
         if new:
-            save_runs(sorted([*old, *new], key=lambda run: (run.arm, run.seed)), path, KEPT)
-        print(f"{folder.name}: {len(old)} runs and {len(new)} new ones")
+            both = {**old, **new}
+            save_runs([both[key] for key in sorted(both)], path, KEPT)
+        print(f"{name}: {len(old)} runs and {len(new)} new ones; {len(found) - len(whole)} wait for other regimes")
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from .compare import (
 )
 from .stats import Interval, Pooled, random_effects, t_interval
 
+_PLANNED = 10  # seeds of the study, by docs/protocol.md
 _NAMES = {"grpo": "GRPO", "gtpo": "GTPO"}
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = ROOT / "data" / "runs"
@@ -157,8 +158,9 @@ def study_verdict(d: Difference, claim: float = 0.03) -> str:
 
 
 def pooled(found: Mapping[str, Difference]) -> Pooled:
-    """One estimate over the regimes (`random_effects`)."""
-    return random_effects([d.over_seeds.estimate for d in found.values()], [d.error for d in found.values()])
+    """One estimate over the regimes (`random_effects`); pairs that are all alike by luck take the smallest error."""
+    least = min(d.error for d in found.values() if d.error)
+    return random_effects([d.over_seeds.estimate for d in found.values()], [d.error or least for d in found.values()])
 
 
 def study_table(study: Mapping[str, Sequence[RecordedRun]]) -> str:
@@ -186,10 +188,11 @@ def study_sentence(study: Mapping[str, Sequence[RecordedRun]]) -> str:
     small = sum(d.p_within(0.02) < 0.05 for d in found.values())
     counts = sorted({d.seeds for d in found.values()})
     seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+    seeds += " paired seeds in each" + f", of {_PLANNED} planned" * (counts[0] < _PLANNED)
     said = ", ".join(f"{word} in {count}" for word, count in verdicts.items())
     return (
         f"**GTPO minus GRPO, area under the learning curve, pooled over {len(found)} regimes: {points(over)} points** "
-        f"({seeds} paired seeds in each; true effects differ by {100 * sd:.1f} points, {100 * share:.0f} % "
+        f"({seeds}; true effects differ by {100 * sd:.1f} points, {100 * share:.0f} % "
         f"of the estimates' variance). A gain is {said}; a difference of 2 points either way is excluded in {small}."
     )
 
@@ -254,7 +257,7 @@ def prediction(meters: Mapping[str, Mapping[str, Any]], study: Mapping[str, Sequ
     for regime, runs in study.items():
         if regime in meters:
             read = {arm: found["correlation"][0] for arm, found in meters[regime]["credits"].items()}
-            arms = [arm for arm in by_arm(runs) if arm != "grpo" and arm in read]
+            arms = [arm for arm, mine in by_arm(runs).items() if arm != "grpo" and arm in read and len(mine) > 1]
             for d in differences(runs, arms, kind=area):
                 dots.append(Dot(d.arm, regime, read[d.arm] - read["grpo"], d.over_seeds.estimate, d.error))
     return dots
