@@ -190,8 +190,11 @@ def test_a_regime_says_reproduced_the_opposite_or_neither(study):
     over = report.pooled(found)
     assert over.over_studies.low < 0 < over.over_studies.high and over.sd > 0.05 and over.p_same < 1e-6
     sentence = report.study_sentence(study)
-    assert "pooled over 3 regimes" in sentence and "reproduced in 1, the opposite in 1, not reproduced in 1" in sentence
-    assert "(5 paired seeds in each, of 10 planned;" in sentence and "is excluded in 1" in sentence
+    assert (
+        "pooled over 3 regimes" in sentence
+        and "of 3: reproduced in 1, the opposite in 1, not reproduced in 1" in sentence
+    )
+    assert "(5 paired seeds in each, of 10 planned;" in sentence and "are excluded in 1." in sentence
     figure = plots.plot_study(study)
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert labels == ["ahead  (5 seeds)", "behind  (5 seeds)", "even  (5 seeds)", "all regimes"]

@@ -385,3 +385,25 @@ def test_rows_may_be_read_in_any_order(random_policy):
         found[order] = dict(zip(order, logits, strict=True))
     for row in range(3):
         torch.testing.assert_close(found[0, 1, 2][row], found[2, 0, 1][row], atol=1e-5, rtol=0)
+
+
+def test_a_row_moves_whole_also_where_the_last_pass_read_a_shorter_one(random_policy):
+    """Rows that move were once cut to the width of the last pass: a long row lost its end to a neighbour's."""
+    prompts = {group: random_policy.encode(text) for group, text in enumerate(("How many are there?", "Who?"))}
+    long, short = random_policy.encode("one two three four five " * 8), random_policy.encode("six")
+    (last,) = random_policy.encode("7")[:1]
+    assert len(long) > 48 > len(short)
+    found = []
+    for moves in (False, True):
+        reader = ForwardPass(random_policy, 2, share=True)
+        with torch.inference_mode():
+            reader.read_prompts(prompts)
+            reader.begin_rows(range(2), range(2))
+            reader.read([1], [long], [len(prompts[1])])
+            reader.read([0], [short], [len(prompts[0])])
+            row = 1
+            if moves:
+                reader.shrink(1, [1], [0])
+                row = 0
+            found.append(reader.read([row], [[last]], [len(prompts[1]) + len(long)])[0])
+    torch.testing.assert_close(*found, atol=1e-5, rtol=0)

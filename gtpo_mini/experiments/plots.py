@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from ..credit.credit import ARMS
 from ..train.config import results_folder
 from ..train.metrics import mean
-from ..train.record import RecordedRun, load_runs
+from ..train.record import RecordedRun
 from ..types import ExecutionResult, Problem, StopReason, Trajectory, Turn
 from .compare import Difference, by_arm
 from .report import (
@@ -356,14 +356,11 @@ def save_figure(figure: Figure, name: str, runs: Sequence[RecordedRun] = (), fol
 
 def readme_figures(folder: Path = RUNS, output: Path = ROOT / "docs") -> list[Path]:
     """The figures of README and docs, from the recorded runs alone."""
-    main = [run for run in load_runs(folder / "ablation") if run.arm in ("grpo", "gtpo")]
     study = load_study(folder)
     times = {"at the start": 0, "after 20 steps": 20, "after 60 steps": 60}
     meters = {when: found for when, after in times.items() if (found := load_meters(folder / "meter", after))}
     runs = [run for mine in study.values() for run in mine]
-    curves = plot_learning_curves(main, "A small policy learns to use a Python tool over several turns")
     return [
-        save_figure(curves, "side_by_side", main, output),
         save_figure(plot_method(folder), "method", (), output),
         save_figure(plot_study(study), "study", runs, output),
         save_figure(plot_prediction(meters, study), "prediction", runs, output),

@@ -224,8 +224,8 @@ class RowCache(Cache):
         return self.places_held
 
     def move_rows(self, sources: list[int], targets: list[int]) -> None:
-        """Copy rows ``sources`` over rows ``targets``."""
+        """Copy rows ``sources`` over rows ``targets``: all their places, for the last pass may have read others only."""
         for layer in self.layers:
             if layer.is_initialized:
                 for held in (layer.keys, layer.values):
-                    held[targets, :, : self.width] = held[sources, :, : self.width]
+                    held[targets] = held[sources]
