@@ -13,10 +13,15 @@ from matplotlib import pyplot as plt
 from scipy.stats import t as student
 from scipy.stats import ttest_1samp
 
+from gtpo_mini import Trainer, load_policy, load_task
 from gtpo_mini.experiments import plots, report
+from gtpo_mini.experiments.coldstart import regime_policy
 from gtpo_mini.experiments.compare import Difference, area, collapsed, differences, plateau, steps_to, still_rising
 from gtpo_mini.experiments.report import arms_table, load_regime_runs, write_report
 from gtpo_mini.experiments.stats import Interval, t_interval
+from gtpo_mini.tasks.starts import REGIMES
+from gtpo_mini.train.config import TrainConfig
+from gtpo_mini.train.metrics import run_header
 from gtpo_mini.train.record import RecordedRun
 
 
@@ -262,3 +267,24 @@ def test_the_picture_of_the_method_holds_what_credit_gives():
     assert numbers[:3] == [f"{low:+.2f}"] * 3
     assert len(numbers) == 6 and float(numbers[3]) < float(numbers[4]) < float(numbers[5]) and float(numbers[5]) > 0
     plt.close("all")
+
+
+@pytest.mark.parametrize(
+    ("folder", "regime"), [("study/facts_20.jsonl.gz", "facts_20"), ("rates", "programs_20"), ("ablation", "noisy")]
+)
+def test_two_steps_of_a_recorded_run_are_made_again(folder, regime, sandbox):
+    """To the bit where CPU and versions are the record's; elsewhere a sampled token may differ."""
+    runs = report.load_runs(report.RUNS / folder)
+    run = next(run for run in runs if run.arm == "gtpo" and run.header.get("regime", regime) == regime)
+    config = replace(TrainConfig.from_record(run.header["config"]), steps=2)
+    policy = load_policy(regime_policy(regime), device="cpu", seed=run.seed)
+    again = Trainer(policy, load_task(REGIMES[regime].family), config, sandbox=sandbox).train()
+    header = run_header(config, "", "", "cpu")
+    same = all(run.header[key] == header[key] for key in ("device", "versions"))
+    for made, recorded in zip(again, run.steps[:2], strict=True):
+        keys = [key for key in recorded if key in made and not key.startswith(("time/", "memory/"))]
+        assert len(keys) > 10
+        if same:
+            assert {key: made[key] for key in keys} == {key: recorded[key] for key in keys}
+        assert made["reward/outcome"] == pytest.approx(recorded["reward/outcome"], abs=0.15)
+        assert made["rollout/calls"] == pytest.approx(recorded["rollout/calls"], abs=0.5)
