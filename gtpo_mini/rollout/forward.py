@@ -224,7 +224,7 @@ class RowCache(Cache):
         return self.places_held
 
     def move_rows(self, sources: list[int], targets: list[int]) -> None:
-        """Copy rows ``sources`` over rows ``targets``: all their places, for the last pass may have read others only."""
+        """Copy rows ``sources`` over rows ``targets``: all places, for the last pass may have read other rows only."""
         for layer in self.layers:
             if layer.is_initialized:
                 for held in (layer.keys, layer.values):
