@@ -149,7 +149,8 @@ def test_a_rate_at_which_runs_break_down_is_taken_by_no_arm(tmp_path, monkeypatc
     monkeypatch.setattr("gtpo_mini.experiments.experiments._run_all", lambda *_: runs)
     assert search_rates(["grpo", "gtpo"], [1e-4, 1e-3], tmp_path) == {"grpo": 1e-4, "gtpo": 1e-4}
     record = json.loads((tmp_path / "rates.json").read_text())
-    assert record["broke_down"] == {"0.0001": 0, "0.001": 0.5} and record["scores"]["gtpo"]["0.001"] == 0.9
+    assert record["broke_down"] == {"0.0001": 0, "0.001": 0.5}
+    assert record["scores"]["gtpo"]["0.001"] == pytest.approx(0.9)
     monkeypatch.setattr("gtpo_mini.experiments.experiments._run_all", lambda *_: runs[2:3])
     assert search_rates(["grpo"], [1e-3], tmp_path) == {"grpo": 1e-3}  # there is no other
 

@@ -85,10 +85,10 @@ def test_a_damaged_file_is_named(runs, tmp_path, cut):
 def test_the_recorded_headers_speak_of_credit_and_their_files_stay_as_written():
     folder = Path(__file__).parents[1] / "data" / "runs"
     runs = load_runs(folder)
-    assert len(runs) == 424
+    assert len(runs) >= 470
     for run in runs:
         assert run.header["config"]["credit"] == asdict(ARMS[run.arm]) and "method" not in run.header["config"]
         assert TrainConfig.from_record(run.header["config"]).credit == ARMS[run.arm]
     with gzip.open(folder / "ablation" / "runs.jsonl.gz", "rt") as file:
         assert '"method": "g' in file.readlines()[1]
-    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 3_000_000
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 10_000_000

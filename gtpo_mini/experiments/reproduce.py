@@ -6,7 +6,6 @@ With ``--keep`` the outputs, and the answer at the top, go into the notebooks th
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import re
 import tempfile
@@ -66,8 +65,7 @@ def reproduce(output: str | Path = "results", names: list[str] | None = None, ke
                 raise RuntimeError(f"notebook {path.name} failed: {failure} (the executed part: {written[-1]})")
             if keep:
                 keep_outputs(notebook)
-                text = json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True)
-                path.write_text(text + "\n", encoding="utf-8")
+                path.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
     return written
 
 

@@ -140,7 +140,8 @@ class Trainer:
         share = config.problems_per_step // count
         first = rank * share * config.group_size  # number of this process's first rollout
         with self.run.sampling():
-            problems, seed = self.problems(step)[rank * share : (rank + 1) * share], config.seed * 10**6 + step
+            seed = config.seed * 10**6 + step
+            problems = self.problems(step)[rank * share : (rank + 1) * share]
             mine = engine.generate(problems, config.group_size, seed, task=self.task, first=first)
             clock.append(time.perf_counter())
             graded = [(rollout, self.task.grade(rollout.problem, rollout.answer)) for rollout in mine]
