@@ -223,6 +223,7 @@ def test_pooled_intervals_cover_the_mean_of_regimes_that_differ():
     assert 0.91 < hits / 400 < 0.99
 
 
-def test_too_few_studies_or_none_that_says_how_sure(call):
-    with pytest.raises(ValueError, match=r"effects|errors|values"):
-        call()
+def test_too_few_studies_or_one_without_an_error():
+    for effects, errors in (([1.0], [1.0]), ([1.0, 2.0], [1.0, 0.0]), ([1.0, 2.0], [1.0] * 3)):
+        with pytest.raises(ValueError, match=r"effects|errors"):
+            random_effects(effects, errors)
