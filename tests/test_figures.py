@@ -138,7 +138,7 @@ def test_outputs_are_kept_without_what_changes_and_the_answer_goes_to_the_top(tm
     cells[3].metadata["tags"] = ["clear"]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "00_a.ipynb")
     runner.reproduce(tmp_path / "out")
-    assert "42" not in (tmp_path / "00_a.ipynb").read_text().replace("'**Yes**, 42.'", "")
+    assert not any(cell.outputs for cell in nbformat.read(tmp_path / "00_a.ipynb", as_version=4).cells[1:])
     runner.reproduce(tmp_path / "out", keep=True)
     kept = nbformat.read(tmp_path / "00_a.ipynb", as_version=4)
     assert kept.cells[0].source == title.replace("Filled in.", "**Yes**, 42.")
