@@ -223,9 +223,7 @@ class Experiment(Arms):
     learning_rate: float | None = None  # one for all arms; the profile's unless given
     rates: str | None = None  # rates.json of a search: each arm's own learning rate
     eval_problems: int | None = None  # held-out problems of an evaluation; 1024 unless given
-    eval_every: int | None = (
-        None  # steps from one evaluation (of 256 problems) to the next; at the end only unless given
-    )
+    eval_every: int | None = None  # steps between evaluations of 256 problems; one at the end unless given
 
     def __call__(self) -> None:
         rates = {"rates": experiments.experiments.read_rates(self.rates)} if self.rates else {}

@@ -190,6 +190,7 @@ def evaluate(
         if number is not None and number < 1:
             raise ValueError(f"{name}={number}: must be at least 1")
     chosen = task.problems[:problems]
+    right, graded = 0.0, 0  # so far
     bar = tqdm(total=len(chosen), desc=f"{task.name} ({task.split})", unit="problem", leave=False)
     lines: dict[int, dict[str, Any]] = {}  # of each group, by the object: ids of an own task may repeat
     with bar, open(require_new(output) if output else os.devnull, "a", encoding="utf-8") as file:
@@ -207,8 +208,9 @@ def evaluate(
             majority = task.grade(problem, most_frequent)
             lines[id(group)] = {**line, "answers": answers, "majority_correct": majority}
             write("problem", lines[id(group)])
-            done = [grade for line in lines.values() for grade in line["correct"]]
-            bar.set_postfix(accuracy=f"{mean(done):.3f}", refresh=False)
+            nonlocal right, graded
+            right, graded = right + sum(group.correct), graded + len(group.correct)
+            bar.set_postfix(accuracy=f"{right / graded:.3f}", refresh=False)
             bar.update()
 
         facts = {"task": task.name, "split": task.split, **(header or {}), "problems": len(chosen), "samples": samples}

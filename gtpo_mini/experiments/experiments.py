@@ -121,11 +121,9 @@ def run_arms(
     Raises ValueError for nothing to run, an unknown arm, profile or regime, an arm without a rate, or a finished run of
     another configuration in its folder.
     """
-    for arm in arms:
-        load_arm(arm)
+    starts = _starts(arms, output, options)
     if rates is not None and (missing := [arm for arm in arms if arm not in rates]):
         raise ValueError(f"no learning rate for {', '.join(missing)}; search these arms too")
-    starts = _starts(output, options)
     jobs = [
         (arm, seed, folder / f"{arm}-seed{seed}", start | ({"learning_rate": rates[arm]} if rates else {}))
         for seed in seeds
@@ -151,9 +149,7 @@ def search_rates(
     arm's few runs one may break down by luck. The seeds are other ones than those that count; several regimes have one
     score, their mean; the rest is as in `run_arms`.
     """
-    for arm in arms:
-        load_arm(arm)
-    starts = _starts(output, options)
+    starts = _starts(arms, output, options)
     jobs = [
         (arm, seed, folder / f"{arm}-rate{rate}-seed{seed}", {**start, "learning_rate": rate, "eval_problems": 0})
         for seed in seeds
@@ -183,8 +179,10 @@ def read_rates(path: str | Path) -> dict[str, float]:
         raise ValueError(f"rates={str(path)!r}: {why}; take the rates.json of: gtpo-mini search") from error
 
 
-def _starts(output: str | Path, options: dict) -> list[tuple[Path, dict]]:
-    """The folder and the regime of each start, whose policy is made here, once for all runs."""
+def _starts(arms: Sequence[str], output: str | Path, options: dict) -> list[tuple[Path, dict]]:
+    """The folder and the regime of each start, whose policy is made here, once for all runs; the arms are known."""
+    for arm in arms:
+        load_arm(arm)
     regimes = options.pop("regime", None)
     if not regimes or isinstance(regimes, str):
         regimes = [regimes] if regimes else []

@@ -97,15 +97,10 @@ def load_regime_runs(folder: Path = RUNS) -> dict[str, list[RecordedRun]]:
     return {"(shipped)": shipped, **{name: load_runs(path) for name, path in recorded.items() if path.exists()}}
 
 
-def regime_differences(regimes: Mapping[str, Sequence[RecordedRun]]) -> dict[str, Difference]:
-    """GTPO minus GRPO in every regime of `load_regime_runs`, p-values corrected over the regimes."""
-    return dict(zip(regimes, corrected([differences(runs, ["gtpo"])[0] for runs in regimes.values()]), strict=True))
-
-
 def regimes_table(regimes: Mapping[str, Sequence[RecordedRun]]) -> str:
     """Markdown: GTPO minus GRPO in every regime of `load_regime_runs`."""
     rows, kinds = [], ("sampled", "greedy")
-    for name, d in regime_differences(regimes).items():
+    for name, d in over_regimes(regimes, "sampled").items():
         special = REGIMES[name].special if name in REGIMES else "the shipped policy and task"
         sides = {arm: by_arm(regimes[name])[arm] for arm in ("grpo", "gtpo")}
         shares = [[100 * mean(accuracies(side, arm, kind).values()) for kind in kinds] for arm, side in sides.items()]
@@ -165,7 +160,7 @@ def pooled(found: Mapping[str, Difference]) -> Pooled:
 
 def study_table(study: Mapping[str, Sequence[RecordedRun]]) -> str:
     """Markdown: in every regime the area under both curves, and what GTPO adds to it, to the plateau and to speed."""
-    rows, ends = [], over_regimes(study, "sampled")
+    rows, ends = [], over_regimes(study, _held_out)
     for name, d in over_regimes(study).items():
         grpo, gtpo = (by_arm(study[name])[arm] for arm in ("grpo", "gtpo"))
         level = 0.9 * mean([plateau(run) for run in grpo])
@@ -221,9 +216,11 @@ def ladder_table(study: Mapping[str, Sequence[RecordedRun]]) -> str:
     for arm in ("grpo", "+turn_rewards", "+returns", "gtpo"):
         mine = [by_arm(runs).get(arm, []) for runs in study.values()]
         if all(mine):
-            levels = [[mean([kind(run) for run in runs]) for runs in mine] for kind in (area, _held_out)]
-            found = [over_regimes(study, kind, arm) for kind in (area, "sampled")] if arm != "grpo" else []
-            gains = [points(pooled(each).over_studies) for each in found] or [""] * 2
+            kinds = (area, _held_out)
+            levels = [[mean([kind(run) for run in runs]) for runs in mine] for kind in kinds]
+            gains = [""] * 2
+            if arm != "grpo":
+                gains = [points(pooled(over_regimes(study, kind, arm)).over_studies) for kind in kinds]
             rows.append([f"`{arm}`", *(f"{100 * mean(level):.1f}" for level in levels), *gains])
     columns = "arm | area under the curve, % | held out at the end, % | minus GRPO, points: area | at the end"
     return markdown_table(columns, rows)

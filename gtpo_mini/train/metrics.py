@@ -103,8 +103,8 @@ def describe_history(history: Sequence[dict[str, float]], steps: int) -> str:
     now, accuracy = history[-1], [step["reward/outcome"] for step in history[-20:]]
     trend = ""
     if len(accuracy) == 20:
-        trend = f" ({(sum(accuracy[10:]) - sum(accuracy[:10])) / 10:+.2f} in ten steps)"
-    left = (steps - len(history)) * sum(step["time/step"] for step in history[-10:]) / len(history[-10:])
+        trend = f" ({mean(accuracy[10:]) - mean(accuracy[:10]):+.2f} in ten steps)"
+    left = (steps - len(history)) * mean([step["time/step"] for step in history[-10:]])
     behaviour = f"{now['rollout/calls']:.1f} calls a rollout, {100 * now['group/silent']:.0f} % of groups silent"
     ends = f"{timedelta(seconds=round(left))} left"
     return f"step {len(history)}/{steps}: accuracy {accuracy[-1]:.2f}{trend}, {behaviour}; {ends}"
