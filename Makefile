@@ -2,10 +2,12 @@
 #   make reproduce          run every notebook, write executed HTML and figures to results/
 #   make test               lint, format check, unit tests, notebooks
 #   make bench              measure against TRL; results in benchmarks/results/
+#   make gpu                measure on a GPU, in blocks that go on where they were stopped (BLOCKS="step-1.5B seeds")
+#   make gpu-pack           the folder gpu_pack/, for a GPU machine without a package index
 #   make test PYTHON=...    make .venv from this Python (only where there is no .venv yet: make clean first)
 
 .DEFAULT_GOAL := test
-.PHONY: reproduce test bench lint clean
+.PHONY: reproduce test bench gpu gpu-pack lint clean
 PYTHON ?=
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -37,12 +39,18 @@ test: $(STAMP)
 bench: $(STAMP)
 	$(PY) benchmarks/vs_trl.py
 
+gpu: $(STAMP)
+	$(PY) benchmarks/gpu.py $(BLOCKS)
+
+gpu-pack: $(STAMP)
+	$(PY) benchmarks/gpu_pack.py
+
 lint: $(STAMP)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
 clean:
-	rm -rf $(VENV) results build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) results gpu_pack build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last: an install that failed or was stopped is done again at the next call.

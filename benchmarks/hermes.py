@@ -127,15 +127,23 @@ def new_tokenizer(template: str, vocabulary: int) -> PreTrainedTokenizerFast:
 
 
 def make_model(
-    folder: Path, load: Load, template: str, base: Path | None = None, shape: dict | None = None, device: str = "cpu"
+    folder: Path,
+    load: Load,
+    template: str,
+    base: Path | None = None,
+    shape: dict | None = None,
+    device: str = "cpu",
+    steps: int = 240,
 ) -> None:
-    """Teach ``base``, or a new model of ``shape`` or else of the tiny policy's, to make the load's calls and answer."""
+    """Teach ``base``, or a new model of ``shape`` or else of the tiny policy's, to make the load's calls and answer.
+
+    A new one learns for ``steps`` steps, ``base`` for 16."""
     torch.manual_seed(0)
     if base is None:
         tokenizer = new_tokenizer(template, load.vocabulary)
         model = tiny_model(tokenizer) if shape is None else new_model(shape, tokenizer, device)
         model.config.max_position_embeddings = max(8192, model.config.max_position_embeddings)
-        steps, batch_size, rate = 240, 6, 0.5 / model.config.hidden_size  # smaller for the wider
+        batch_size, rate = 6, 0.5 / model.config.hidden_size  # smaller for the wider
     else:
         model, tokenizer = load_parts(base)
         steps, batch_size, rate = 16, 4, 2e-4

@@ -3,13 +3,12 @@
     python benchmarks/vs_trl.py                               # three loads, two tools each
     python benchmarks/vs_trl.py --case short --tool plain     # one of them
     python benchmarks/vs_trl.py --case middle --base FOLDER --problems 2 --steps 3                # a real model
-    python benchmarks/vs_trl.py --case middle --shape Qwen2.5-1.5B --quantize nf4                 # on a GPU
 
 Same weights, prompts, group size, temperature, turn and token limits, loss and number of updates. Ours runs the tool's
 code in its sandbox, as it always does. TRL's runs it in its own process with the tool ``plain``, as its users write
 one, and in a sandbox like ours with the tool ``same``. A group's reward is a coin's, so that both sides make the full
 update; the learning rate is so small that the weights stay. Needs ``pip install -e '.[trl]'``. Writes
-``benchmarks/results/``.
+``benchmarks/results/``. On a GPU, with 4-bit weights of a large shape: ``python benchmarks/gpu.py trl-middle``.
 """
 
 from __future__ import annotations
@@ -36,7 +35,6 @@ import torch
 import transformers
 import trl
 from datasets import Dataset
-from memory_table import SHAPES
 from peft import LoraConfig
 from step import of, server_seconds
 from transformers import TrainerCallback
@@ -259,8 +257,6 @@ def main() -> None:
     parser.add_argument("--tool", choices=("plain", "same"), help="where TRL's tool runs code; without it, both")
     parser.add_argument("--steps", type=int, default=7, help="pairs, after one of warm-up; 0: that one alone")
     parser.add_argument("--base", type=Path, help="a model with ChatML tokens to teach, in place of a new tiny one")
-    parser.add_argument("--shape", choices=SHAPES, help="teach one of this shape, from random weights")
-    parser.add_argument("--quantize", choices=("nf4",), help=f"4-bit weights with LoRA of rank {RANK}, on both sides")
     parser.add_argument("--problems", type=int, default=8, help=f"groups of {GROUP} a step; 1, or an even number")
     parser.add_argument("--words", type=int, help="of text before a question, in place of the case's")
     parser.add_argument("--side", choices=("both", "ours", "trl"), default="both", help="one alone: prints its steps")
@@ -278,14 +274,14 @@ def main() -> None:
     transformers.utils.logging.set_verbosity_error()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     load = hermes.LOADS[args.case]
-    model = args.base.name if args.base else args.shape or "tiny"
+    model = args.base.name if args.base else "tiny"
     folder = MODELS / f"{model}-{args.case}"
     if not folder.is_dir():
         template = Path(trl.__file__).parent / "chat_templates" / "qwen2_5.jinja"
-        hermes.make_model(folder, load, template.read_text("utf-8"), args.base, SHAPES.get(args.shape), device)
+        hermes.make_model(folder, load, template.read_text("utf-8"), args.base, device=device)
     if args.words is not None:
         load = replace(load, words=args.words)
-    case = Case(load, folder, args.tool, args.steps, args.problems, args.quantize, device)
+    case = Case(load, folder, args.tool, args.steps, args.problems, None, device)
     if args.side != "both":
         before = peak_mib(device)
         lines = compare(case, args.side)
@@ -295,7 +291,7 @@ def main() -> None:
     header = run_header(TrainConfig(), "hermes", "coin", device)  # before the run: the tree may change meanwhile
     words = [arg if arg != str(args.base) else model for arg in sys.argv[1:]]
     lines = compare(case, "both")
-    name = "-".join(filter(None, [folder.name, args.quantize, args.tool]))
+    name = f"{folder.name}-{args.tool}"
     record = {
         "case": name,
         "command": " ".join(["python benchmarks/vs_trl.py", *words]),

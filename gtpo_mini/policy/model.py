@@ -138,7 +138,9 @@ class Policy:
 
     def checkpoint_gradients(self) -> None:
         """Keep only each layer's input in a training pass, and compute the layer again in the backward pass."""
-        self.plain.activation_checkpointing_enable({"use_reentrant": False})
+        enable = getattr(self.plain, "activation_checkpointing_enable", None)
+        enable = enable or self.plain.gradient_checkpointing_enable  # its name in older versions of transformers
+        enable({"use_reentrant": False})
 
     def keep_reference(self) -> None:
         """Remember the present weights as the reference policy; LoRA needs no copy."""
