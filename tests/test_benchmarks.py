@@ -1,22 +1,18 @@
-"""What a GPU is measured with runs here too, with a small shape: only its memory is not counted."""
+"""What the benchmarks share, and what their records say. What a GPU is measured with: test_gpu.py."""
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import json
 import runpy
-import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from gtpo_mini.sandbox import Sandbox
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
-SMALL = {
-    **{"vocab_size": 2000, "max_position_embeddings": 512, "hidden_size": 64, "intermediate_size": 128},
-    **{"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True},
-}
 
 
 @pytest.fixture
@@ -27,28 +23,17 @@ def memory_table(monkeypatch):
     return memory_table
 
 
-@pytest.mark.filterwarnings("ignore:step . of grpo")
-def test_a_step_of_random_weights_in_nf4_fills_the_context(memory_table):
-    found = memory_table.measure(SMALL, 96, 512, prompt=60)
-    assert 0 < found["rollout_s"] < found["step_s"] and 0 < found["update_s"] < found["step_s"]
-
-
 def test_more_context_and_more_parameters_need_more_memory(memory_table):
     shapes = memory_table.SHAPES
     peaks = [memory_table.peak_gib(shapes[f"Qwen2.5-{size}"], 1024, 2048)["peak"] for size in ("0.5B", "1.5B", "3B")]
     assert peaks == sorted(peaks) and memory_table.peak_gib(shapes["Qwen2.5-3B"], 2048, 4096)["peak"] > peaks[-1]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="here it would be measured")
-def test_without_a_gpu_nothing_is_called_measured(memory_table, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["memory_table.py", "--measure"])
-    with pytest.raises(SystemExit):
-        memory_table.main()
-    assert "torch finds no CUDA GPU here" in capsys.readouterr().err
+def test_both_sides_of_the_comparison_get_the_same_from_the_tool(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import hermes
 
-
-def test_both_sides_of_the_comparison_get_the_same_from_the_tool(memory_table):
-    hermes, protocol = memory_table.hermes, memory_table.hermes.BenchProtocol()
+    protocol = hermes.BenchProtocol()
     with Sandbox() as sandbox:
         sandboxed = hermes.in_sandbox(sandbox)
         for code, printed in (("print(12+34)", "46"), ("print(46 * (2 - 5))", "-138"), ("print(08)", "error")):
@@ -69,3 +54,34 @@ def test_the_starts_are_what_the_page_says_and_leave_something_to_learn():
         if name != "noisy":
             low, high = ranges[name.rpartition("_")[2]]
             assert low <= sampled <= high and greedy <= sampled + 0.15, (name, sampled, greedy)
+
+
+@pytest.mark.parametrize("name", ["gpu_pack", "scaling"])
+def test_the_examples_in_the_docstrings_hold(name, monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    found = doctest.testmod(importlib.import_module(name))
+    assert found.attempted and not found.failed
+
+
+def test_the_page_on_scaling_has_the_tables_of_its_record(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import scaling
+
+    tables = scaling.table(json.loads(scaling.RECORD.read_text(encoding="utf-8"))).split("\n\n")
+    page = (BENCHMARKS.parent / "docs" / "scaling.md").read_text(encoding="utf-8")
+    assert all(table in page for table in tables), "put the tables that benchmarks/scaling.py prints there"
+
+
+def test_whoever_waits_for_fewer_others_waits_less(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import numpy
+    import scaling
+
+    record = json.loads(scaling.RECORD.read_text(encoding="utf-8"))
+    monkeypatch.setattr(scaling, "BATCHES", 20)
+    cost, rng = scaling.pass_costs(record), numpy.random.default_rng(1)
+    for facts in record["families"].values():
+        found = scaling.simulate(facts["rollouts"], cost, record["update_s"], rng)
+        lock, own, free = (found["share"][kind] for kind in ("lock", "own", "async"))
+        assert all(0 < a < b < c <= 1 for a, b, c in zip(lock, own, free, strict=True))
+        assert own == sorted(own, reverse=True) and found["lag_mean"] <= found["lag_most"]
