@@ -23,7 +23,8 @@ from tyro.conf import Positional
 import gtpo_mini as gm
 
 from . import experiments
-from .credit.credit import Credit, load_arm
+from .credit.arms import load_arm
+from .credit.credit import Credit
 from .train import options
 from .train.config import TrainConfig
 from .train.options import Model, given, group, taken

@@ -17,7 +17,7 @@ import pytest
 
 from gtpo_mini.__main__ import main
 from gtpo_mini.cli import COMMANDS
-from gtpo_mini.credit.credit import ARMS
+from gtpo_mini.credit.arms import ARMS
 from gtpo_mini.policy.load import load_policy
 
 ROOT = Path(__file__).parents[1]

@@ -23,7 +23,7 @@ from gtpo_mini import (
     load_task,
 )
 from gtpo_mini.credit import assign_credit, gtpo_advantages
-from gtpo_mini.credit.credit import credit_name
+from gtpo_mini.credit.arms import credit_name
 from gtpo_mini.train.config import TrainConfig, load_profile, translate_config
 
 CODES = ("print(1)", "print(1 + 2)", "x = 3\nprint(x)", "print('a')")

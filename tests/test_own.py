@@ -9,7 +9,7 @@ import pytest
 
 from gtpo_mini import TrainConfig, Trainer, load_policy, load_protocol, load_task, sample
 from gtpo_mini.cli import main
-from gtpo_mini.credit.credit import load_arm
+from gtpo_mini.credit.arms import load_arm
 from gtpo_mini.rollout.transcript import load_rollouts
 from gtpo_mini.tasks.task import check_task
 from gtpo_mini.types import ExecutionResult, Turn

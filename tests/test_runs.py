@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gtpo_mini.credit.credit import ARMS
+from gtpo_mini.credit.arms import ARMS
 from gtpo_mini.train.config import TrainConfig
 from gtpo_mini.train.record import RecordedRun, load_runs, read_run, save_runs
 

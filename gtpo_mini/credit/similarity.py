@@ -81,14 +81,14 @@ def _ngram_vector(code: str) -> Vector:
 
 @lru_cache(maxsize=_CACHED_CODES)
 def _edge_vector(code: str) -> Vector:
-    tree = _parsed(code)
+    tree = parsed(code)
     nodes = [] if tree is None else ast.walk(tree)
     return _counted(
         (type(node).__name__, type(child).__name__) for node in nodes for child in ast.iter_child_nodes(node)
     )
 
 
-def _parsed(code: str) -> ast.Module | None:
+def parsed(code: str) -> ast.Module | None:
     """The code's syntax tree, None where Python cannot read it; a model's odd string escapes are no news."""
     with warnings.catch_warnings(), contextlib.suppress(*_UNREADABLE):
         warnings.simplefilter("ignore")
@@ -119,7 +119,7 @@ def _canonical(code: str) -> str:
 
     Names that it binds itself are numbered: the tree reaches into f-strings, which tokens do not.
     """
-    if (tree := _parsed(code)) is None:
+    if (tree := parsed(code)) is None:
         return code
     nodes = list(ast.walk(tree))
     bound = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}

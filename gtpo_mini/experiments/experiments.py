@@ -18,8 +18,9 @@ from unittest.mock import patch
 import torch
 from tqdm.auto import tqdm
 
+from ..credit.arms import load_arm
 from ..credit.checks import finite_number
-from ..credit.credit import Credit, load_arm
+from ..credit.credit import Credit
 from ..policy.load import load_policy
 from ..sandbox import Sandbox
 from ..tasks.starts import load_regime

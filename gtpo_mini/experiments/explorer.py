@@ -13,7 +13,8 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from ..credit.advantages import NORMALIZE, gtpo_advantages, turn_returns
-from ..credit.credit import ARMS, Credit, group_numbers
+from ..credit.arms import ARMS
+from ..credit.credit import Credit, group_numbers
 from ..policy.model import Policy
 from ..rollout.transcript import transcript
 from ..types import Trajectory

@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from ..credit.credit import ARMS, CreditAssignment, assign_credit
+from ..credit.arms import ARMS, assign_credit
+from ..credit.credit import CreditAssignment
 from ..policy.load import load_policy
 from ..policy.model import Policy
 from ..rollout.engine import RolloutEngine

@@ -15,7 +15,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..credit.credit import ARMS
+from ..credit.arms import ARMS
 from ..train.config import results_folder
 from ..train.metrics import mean
 from ..train.record import RecordedRun

@@ -15,7 +15,7 @@ import numpy as np
 from jinja2 import StrictUndefined, Template
 from scipy.stats import rankdata
 
-from ..credit.credit import ARMS
+from ..credit.arms import ARMS
 from ..tasks.starts import REGIMES
 from ..train.metrics import mean
 from ..train.record import RecordedRun, load_runs

@@ -9,7 +9,9 @@ from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..credit.credit import ARMS, Credit, CreditAssignment
+from ..credit.arms import ARMS
+from ..credit.credit import Credit, CreditAssignment
+from ..credit.later import LATER
 from ..rollout.settings import SamplingSettings
 
 
@@ -72,8 +74,10 @@ class TrainConfig:
         >>> TrainConfig(credit=ARMS["grpo"]).record()["credit"]["rewards"]
         'trajectory'
         """
-        if is_dataclass(self.credit):
+        if isinstance(self.credit, Credit):
             return {**vars(self), "credit": asdict(self.credit)}
+        if is_dataclass(self.credit):  # with its settings: a run goes on under the same ones only
+            return {**vars(self), "credit": f"{type(self.credit).__module__}:{self.credit!r}"}
         kind = self.credit if hasattr(self.credit, "__qualname__") else type(self.credit)
         return {**vars(self), "credit": f"{kind.__module__}:{kind.__qualname__}"}
 
@@ -86,6 +90,9 @@ class TrainConfig:
         """
         values = translate_config(values)
         if not isinstance(values["credit"], Mapping):
+            for credit in LATER.values():
+                if cls(credit=credit).record()["credit"] == values["credit"]:
+                    return cls(**{**values, "credit": credit})
             raise ValueError(f"credit={values['credit']!r} is an own function: give it to TrainConfig yourself")
         return cls(**{**values, "credit": Credit(**values["credit"])})
 

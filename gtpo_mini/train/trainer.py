@@ -18,7 +18,8 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from ..credit.advantages import turn_returns
-from ..credit.credit import Credit, assign_credit, credit_name
+from ..credit.arms import assign_credit, credit_name
+from ..credit.credit import Credit
 from ..credit.similarity import load_similarity
 from ..policy.model import Policy
 from ..rollout.engine import RolloutEngine

@@ -17,7 +17,8 @@ import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 
-from ..credit.credit import ARMS, CreditAssignment, assign_credit
+from ..credit.arms import ARMS, assign_credit
+from ..credit.credit import CreditAssignment
 from ..policy.model import Policy
 from ..rollout.engine import RolloutEngine
 from ..rollout.protocol import ToolProtocol, load_protocol
