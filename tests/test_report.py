@@ -200,6 +200,12 @@ def test_a_regime_says_reproduced_the_opposite_or_neither(study):
         and "of 3: reproduced in 1, the opposite in 1, not reproduced in 1" in sentence
     )
     assert "(5 paired seeds in each, of 10 planned;" in sentence and "are excluded in 1." in sentence
+    assert sentence.startswith("**GTPO shows no gain on GRPO here: ") and "weak starts" not in sentence
+    blind = [
+        replace(run, steps=[{**step, "advantage/hopeless_share": 0.4} for step in run.steps]) for run in study["behind"]
+    ]
+    weak = report.study_sentence({**study, "facts_5": blind})
+    assert "From the weak starts, 5 % right: -" in weak and "There 40 to 40 % of its credit" in weak
     figure = plots.plot_study(study)
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert labels == ["ahead  (5 seeds)", "behind  (5 seeds)", "even  (5 seeds)", "all regimes"]

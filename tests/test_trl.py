@@ -72,7 +72,8 @@ def test_the_gradient_is_our_trainers(tmp_path):
 
 @pytest.mark.parametrize("share", [8, 12])  # 16 rollouts, groups whole in a process; 24, and one lies in both
 def test_two_processes_do_what_one_does(tmp_path, share):
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "TRL_EXPERIMENTAL_SILENCE": "1", "PYTHONPATH": str(HERE.parent)}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
+    env["PYTHONPATH"] = f"{HERE.parent}:{os.environ.get('PYTHONPATH', '')}"
     script, steps = str(HERE / "trl_steps.py"), "5"
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()

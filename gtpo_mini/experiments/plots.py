@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -61,7 +62,7 @@ def _finish(axes: Axes, grid: bool = True) -> None:
 
 def _bar(axes: Axes, row: float, interval: Interval, **style: object) -> None:
     """An interval in points, as a line."""
-    axes.plot([100 * end for end in interval[1:]], [row] * 2, **style)
+    axes.plot([100 * end for end in interval[1:]], [row] * 2, solid_capstyle="butt", **style)
 
 
 def plot_metric(axes: Axes, runs: Sequence[RecordedRun], key: str = "reward/outcome", window: int = 5) -> None:
@@ -198,12 +199,13 @@ def plot_meters(meters: Mapping[str, Mapping[str, Any]]) -> Figure:
             colour, marker, label = ARM_STYLE[arm]
             estimate, *ends = record["credits"][arm]["correlation"]
             height = row + 0.11 * (place - (len(arms) - 1) / 2)
-            axes.plot(ends, [height] * 2, color=colour, linewidth=1)
+            axes.plot(ends, [height] * 2, color=colour, linewidth=1, solid_capstyle="butt")
             axes.plot(estimate, height, marker, color=colour, markersize=5, label=label if first else None)
     axes.set_yticks(range(len(meters)), list(meters))
     axes.invert_yaxis()
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_xlabel("correlation of a turn's advantage with its true worth (95 % bootstrap interval over groups)")
+    axes.set_title("How near does an arm's praise lie to what the turn was worth?")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     _finish(axes)
     return figure
@@ -263,7 +265,7 @@ def plot_study(study: Mapping[str, Sequence[RecordedRun]]) -> Figure:
         colour = _VERDICTS[verdicts[name]]
         _bar(axes, row, d.over_seeds, color=colour, linewidth=3)
         axes.plot(100 * d.over_seeds.estimate, row, "o", color=colour, markersize=7)
-    rows = [f"{name}  ({d.seeds} seeds)" for name, d in found.items()]
+    rows = [re.sub(r"_(\d+)$", r", from \1 %", name) + f"  ({d.seeds} seeds)" for name, d in found.items()]
     if len(found) > 1:
         over = pooled(found).over_studies
         _bar(axes, len(found), over, color="black", linewidth=5)

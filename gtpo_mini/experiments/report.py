@@ -7,7 +7,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,10 +75,19 @@ def _against(runs: Sequence[RecordedRun], base: str = "grpo") -> dict[str, Diffe
     return {arm: found.get(arm) for arm in arms}
 
 
-def arms_table(runs: Sequence[RecordedRun], base: str = "grpo") -> str:
-    """Markdown: every arm's accuracy, behaviour and difference from the base arm."""
+def single_steps(recorded: Sequence[RecordedRun]) -> list[Difference]:
+    """Each arm of the ladder minus the one before, and GTPO minus itself without a part; p-values corrected for all."""
+    ladder = ("grpo", "grpo_accuracy", "+turn_rewards", "+returns", "gtpo")
+    pairs = [*pairwise(ladder), ("no_turn_rewards", "gtpo"), ("no_returns", "gtpo")]
+    return corrected([differences(recorded, [new], old)[0] for old, new in pairs])
+
+
+def arms_table(runs: Sequence[RecordedRun], base: str = "grpo", only: Sequence[str] = ()) -> str:
+    """Markdown: accuracy, behaviour and difference from the base arm of every arm, or of some; p corrected for all."""
     rows, arms = [], by_arm(runs)
     for arm, d in _against(runs, base).items():
+        if only and arm not in only:
+            continue
         mine = arms[arm]
         accuracy = [percent(accuracies(mine, arm, kind).values()) for kind in ("sampled", "greedy")]
         calls, invalid = mean(_ends(mine)), 100 * mean(_ends(mine, "rollout/invalid_calls"))
@@ -176,20 +185,36 @@ def study_table(study: Mapping[str, Sequence[RecordedRun]]) -> str:
 
 
 def study_sentence(study: Mapping[str, Sequence[RecordedRun]]) -> str:
-    """One sentence: GTPO minus GRPO pooled over the regimes, how much they differ, and whether it is near none."""
+    """In words: GTPO minus GRPO pooled over the regimes, what it says of the claim, and where and why it is lowest."""
     found = over_regimes(study)
-    over, sd, share, _ = pooled(found)
+    over, sd, _, _ = pooled(found)
+    what = "loses to" if over.high < 0 else "gains on" if over.low > 0 else "shows no gain on"
     verdicts = Counter(map(study_verdict, found.values()))
     small = sum(d.p_within(0.02) < 0.05 for d in found.values())
     counts = sorted({d.seeds for d in found.values()})
     seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
     seeds += " paired seeds in each" + f", of {_PLANNED} planned" * (counts[0] < _PLANNED)
     said = ", ".join(f"{word} in {count}" for word, count in verdicts.items())
-    return (
-        f"**GTPO minus GRPO, area under the learning curve, pooled over {len(found)} regimes: {points(over)} points** "
-        f"({seeds}; true effects differ by {100 * sd:.1f} points, {100 * share:.0f} % "
-        f"of the estimates' variance). The claimed gain of 3: {said}. Differences of 2 points are excluded in {small}."
+    text = (
+        f"**GTPO {what} GRPO here: {points(over)} points of area under the learning curve, pooled over {len(found)} "
+        f"regimes** ({seeds}; true effects differ by {100 * sd:.1f} points). The claimed gain of 3: {said}; "
+        f"differences of 2 points are excluded in {small}."
     )
+    weak = {name: d for name, d in found.items() if name.endswith("_5")}
+    if not weak:
+        return text
+    least, most = (100 * end(blind_share(study[name]) for name in weak) for end in (min, max))
+    return (
+        f"{text} From the weak starts, 5 % right: "
+        + ", ".join(f"{points(d.over_seeds)} in `{name}`" for name, d in weak.items())
+        + f". There {least:.0f} to {most:.0f} % of its credit in the first 20 steps comes from groups in which nothing "
+        "is right, where GRPO is silent."
+    )
+
+
+def blind_share(runs: Sequence[RecordedRun], arm: str = "gtpo", steps: int = 20) -> float:
+    """Share of an arm's credit that comes from groups in which nothing is right, early in training; mean of runs."""
+    return mean([mean(run.series("advantage/hopeless_share")[:steps]) for run in by_arm(runs)[arm]])
 
 
 def load_meters(folder: str | Path = RUNS / "meter", after: int = 0) -> dict[str, dict[str, Any]]:
@@ -280,8 +305,9 @@ def prediction_sentence(meters: Mapping[str, Mapping[str, Any]], study: Mapping[
     dots = prediction(meters, study)
     rho = "{:+.2f} [{:+.2f}, {:+.2f}]".format(*rank_correlation(dots))
     return (
-        "Rank correlation of the credit meter, read before training, with the area under the curve, both as "
-        f"differences from GRPO: {rho} (an arm and regime a dot, {len(dots)}; bootstrap over regimes)."
+        "Does credit that lies nearer the truth learn faster? A meter reads how near it lies before any training "
+        f"(notebook 08); its rank correlation with the area under the curve, both minus GRPO's, is {rho} ({len(dots)} "
+        "pairs of an arm and a regime; bootstrap over regimes)."
     )
 
 
