@@ -4,6 +4,7 @@ from .advantages import grpo_advantages, gtpo_advantages, turn_returns
 from .arms import ARMS, assign_credit
 from .credit import Credit
 from .later import LATER
+from .provenance import provenance
 from .rewards import trajectory_reward, turn_rewards
 from .shaping import shape_outcomes, turn_potentials
 from .similarity import load_similarity
@@ -16,6 +17,7 @@ __all__ = [
     "grpo_advantages",
     "gtpo_advantages",
     "load_similarity",
+    "provenance",
     "shape_outcomes",
     "trajectory_reward",
     "turn_potentials",

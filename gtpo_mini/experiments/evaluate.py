@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from tqdm.auto import tqdm
 
+from ..credit.provenance import answer_claims, is_supported
 from ..policy.model import Policy
 from ..rollout.engine import RolloutEngine
 from ..rollout.protocol import ToolProtocol, load_protocol
@@ -89,7 +90,7 @@ class Evaluation:
     correct: tuple[tuple[bool | float, ...], ...]  #: (P, k); numbers where the task grades so
     answers: tuple[tuple[str | None, ...], ...]  #: (P, k)
     majority_correct: tuple[bool, ...]  #: (P,): is each problem's most frequent answer right
-    behaviour: dict[str, float]  #: the rollout metrics of a training step
+    behaviour: dict[str, float]  #: the rollout metrics of a training step, and `describe_support`
     guess_rate: float = 0.0  #: share of the task's problems that a guess gets right
 
     @property
@@ -218,16 +219,32 @@ def evaluate(
         groups = sample(policy, task, len(chosen), samples, seed, settings, protocol, sandbox, finished)
         rows = [lines[id(group)] for group in groups]
         rollouts = [rollout for group in groups for rollout in group.rollouts]
+        grades = [grade for row in rows for grade in row["correct"]]
         result = Evaluation(
             problems=tuple(problem.id for problem in chosen),
             correct=tuple(tuple(row["correct"]) for row in rows),
             answers=tuple(tuple(row["answers"]) for row in rows),
             majority_correct=tuple(row["majority_correct"] for row in rows),
-            behaviour=describe_rollouts(rollouts, [grade for row in rows for grade in row["correct"]]),
+            behaviour=describe_rollouts(rollouts, grades) | describe_support(rollouts, grades),
             guess_rate=task.guess_rate,
         )
         write("totals", {key: value for key, value in result.record().items() if key != "per_problem"})
     return result
+
+
+def describe_support(rollouts: Sequence[Trajectory], grades: Sequence[bool | float]) -> dict[str, float]:
+    """Share of the answers that rest on the tool (`is_supported`), and the accuracy of those and of the others.
+
+    Of an answer that is itself a program it says little: its numbers are few, and seldom printed.
+    """
+    claims = [answer_claims(rollout) for rollout in rollouts]
+    pairs = [(is_supported(found), grade) for found, grade in zip(claims, grades, strict=True) if found]
+    sides = {kind: [grade for supported, grade in pairs if supported == kind] for kind in (True, False)}
+    return {
+        "answer/supported": len(sides[True]) / max(1, len(pairs)),
+        "answer/right_if_supported": mean(sides[True]),
+        "answer/right_if_not": mean(sides[False]),
+    }
 
 
 def require_new(path: str | Path) -> Path:

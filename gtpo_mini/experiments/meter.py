@@ -22,6 +22,7 @@ import numpy as np
 
 from ..credit.arms import ARMS, assign_credit
 from ..credit.credit import CreditAssignment
+from ..credit.later import LATER
 from ..policy.load import load_policy
 from ..policy.model import Policy
 from ..rollout.engine import RolloutEngine
@@ -220,13 +221,13 @@ def measure_regime(
     regime, folder = load_regime(name), regime_policy(name)
     config = replace(load_profile("cpu").train, **regime.changes)
     policy, task = load_policy(folder, device="cpu"), load_task(regime.family, **regime.task)
-    credits = {arm: credit for arm, credit in ARMS.items() if credit.similarity != "embedding"}  # needs a model
+    plain = {arm: credit for arm, credit in ARMS.items() if credit.similarity != "embedding"}  # that needs a model
     start = time.perf_counter()
     with Sandbox() as sandbox:
         if after:
             Trainer(policy, task, replace(config, credit=ARMS["grpo"], steps=after, seed=1000), sandbox=sandbox).train()
         how = {"settings": config.sampling(), "sandbox": sandbox}
-        found = credit_meter(policy, task, credits, problems, continuations, **how).record()
+        found = credit_meter(policy, task, plain | LATER, problems, continuations, **how).record()
     header = run_header(config, folder.name, task.name, str(policy.device))
     facts = {key: header[key] for key in ("command", "commit", "versions", "device", "threads")}
     facts |= {"regime": name, "after": after, "continuations": continuations}
