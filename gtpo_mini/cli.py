@@ -105,9 +105,8 @@ def evaluate(argv: list[str]) -> None:
     keys = ("supported", "right_if_supported", "right_if_not")
     told = (f"{100 * result.behaviour[f'answer/{key}']:.0f} %" for key in keys)
     rest = "{} of the answers rest on the tool: {} of these are right, {} of the others".format(*told)
-    print(
-        f"done: {task.name} ({task.split}), {len(result.problems)} problems x {samples}: {result} (95 % intervals); {rest}"
-    )
+    of = f"{task.name} ({task.split}), {len(result.problems)} problems x {samples}"
+    print(f"done: {of}: {result} (95 % intervals); {rest}")
     print(f"where: {wanted.output or 'nothing was kept (--output FILE keeps it, per problem)'}")
     print(f"next: gtpo-mini compare BEFORE.jsonl {wanted.output or 'AFTER.jsonl'}, paired by problem")
 

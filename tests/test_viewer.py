@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from browser import Browser
 
-from gtpo_mini.experiments.viewer import rollouts_page
+from gtpo_mini.experiments.viewer import rollouts_page, trajectory_html
 from gtpo_mini.rollout.transcript import load_rollouts, record_rollouts
 from gtpo_mini.types import ExecutionResult, StopReason, Turn
 
@@ -98,7 +98,7 @@ def test_the_controls_choose_and_sort(opened, choice, expected):
 
 def test_a_guess_and_a_cut_off_rollout_are_found(make_trajectory, tiny_policy, tmp_path, browser):
     ids = tiny_policy.encode("7")
-    told = ExecutionResult(ok=True, stdout="41 42")
+    told = ExecutionResult(ok=True, stdout="7 42")
     group = [
         make_trajectory((ids, ids, Turn("x", code="1", result=told)), (ids, [], Turn("x")), answer="7"),
         make_trajectory((ids, [], Turn("x")), answer="5"),
@@ -112,6 +112,31 @@ def test_a_guess_and_a_cut_off_rollout_are_found(make_trajectory, tiny_policy, t
     for kind, number in (("unsupported", "1"), ("truncated", "2"), ("right", "0")):
         choose(browser, only=kind)
         assert browser.ask(SHOWN) == [["0", number]]
+
+
+def test_a_value_that_is_pointed_at_lights_its_source_up(make_trajectory, tiny_policy, tmp_path, browser):
+    ids = tiny_policy.encode("7")
+    turns = [
+        Turn("x", code=code, result=ExecutionResult(ok=True, stdout=out)) for code, out in (("n", "5"), ("m", "7"))
+    ]
+    rollout = make_trajectory(*((ids, ids, turn) for turn in turns), (ids, [], Turn("x")), answer="7 or 99")
+    path = tmp_path / "page.html"
+    path.write_text(trajectory_html(rollout, tiny_policy), encoding="utf-8")
+    browser.open(path)
+    lit = "[...document.querySelectorAll('[class^=out]')].map((one) => getComputedStyle(one).outlineStyle === 'solid')"
+    assert browser.ask(lit) == [False, False, False]
+    browser.ask("document.querySelector('.claim.copied').focus()")
+    assert (
+        browser.ask(lit) == [False, True, False] and browser.ask("document.activeElement.title") == "copied from turn 2"
+    )
+    browser.ask("document.querySelector('.claim.unsupported').focus()")
+    assert browser.ask(lit) == [False, False, False] and browser.ask("document.activeElement.textContent") == "99"
+
+
+def test_a_record_from_before_claims_is_shown_without_them(rollouts):
+    old = [{key: value for key, value in rollout.items() if key != "claims"} for rollout in rollouts]
+    page = rollouts_page(old)
+    assert "rests on" in rollouts_page(rollouts) and "rests on" not in page and "turn 1" in page
 
 
 def test_a_long_output_is_whole_and_folded(make_trajectory, tiny_policy, tmp_path):

@@ -16,6 +16,7 @@ from jinja2 import StrictUndefined, Template
 from scipy.stats import rankdata
 
 from ..credit.arms import ARMS
+from ..credit.later import LATER
 from ..tasks.starts import REGIMES
 from ..train.metrics import mean
 from ..train.record import RecordedRun, load_runs
@@ -226,7 +227,7 @@ def load_meters(folder: str | Path = RUNS / "meter", after: int = 0) -> dict[str
 def meters_table(folder: Path) -> str:
     """Markdown: the correlation of each arm's advantages with the true ones, a line an arm, a column a start."""
     meters = load_meters(folder / "meter")
-    arms = [arm for arm in ARMS if all(arm in record["credits"] for record in meters.values())]
+    arms = [arm for arm in (*ARMS, *LATER) if all(arm in record["credits"] for record in meters.values())]
     rows = [[f"`{arm}`", *(f"{m['credits'][arm]['correlation'][0]:.2f}" for m in meters.values())] for arm in arms]
     rows.append(["most possible", *(f"{record['ceiling']:.2f}" for record in meters.values())])
     for arm in ("gtpo", "normalize_batch", "normalize_centred"):

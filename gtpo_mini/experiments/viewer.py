@@ -18,6 +18,7 @@ from markupsafe import Markup
 from pygments.lexers import PythonLexer
 from pygments.token import Comment, Keyword, Name, Number, Operator, String
 
+from ..credit.provenance import Claim, is_supported
 from ..policy.model import Policy
 from ..rollout.transcript import load_rollouts, transcript
 from ..train.metrics import mean
@@ -34,6 +35,8 @@ _CONTROL = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | 
 _ASSETS = Environment(loader=PackageLoader("gtpo_mini", "assets"), autoescape=True, undefined=StrictUndefined)
 _PAGE = _ASSETS.get_template("rollouts.html").module
 _STYLE, _SCRIPT = (Markup(_ASSETS.loader.get_source(_ASSETS, name)[0]) for name in ("display.css", "display.js"))
+_LIT = ".gtpo .body:has(.from{0}:hover, .from{0}:focus) .out{0} {{ outline: 3px solid var(--up); }}"
+_STYLE += Markup("\n".join(_LIT.format(place) for place in ("q", *range(32))))  # the source of a claim lights up
 
 
 def trajectory_html(
@@ -158,6 +161,8 @@ def _kinds(shown: dict[str, Any]) -> str:
     kinds = ["right" if shown["correct"] else "wrong"]
     kinds += ["truncated"] if StopReason(shown["stop"]).truncated else []
     supported = shown["answer"] is None or any(shown["answer"] in output for output in outputs)
+    if shown.get("claims") and shown["answer"] is not None:
+        supported = is_supported([Claim(*claim) for claim in shown["claims"] if claim[2]])
     return " ".join(kinds if supported else [*kinds, "unsupported"])
 
 
@@ -192,7 +197,7 @@ def _shown(shown: dict[str, Any]) -> dict[str, Any]:
         ran = [] if found else _runs(code, _syntax(code))  # written as JSON: here it is as it ran
         look = {"side": side, "strength": f"{strength * 45:.0f}", "text": text}
         turns.append({**turn, **look, "tokens": tokens, "ran": ran})
-    return _clean({**shown, "turns": turns})
+    return _clean({"claims": [], **shown, "turns": turns})  # older records have none
 
 
 def _syntax(code: str) -> list[str]:

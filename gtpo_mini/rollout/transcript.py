@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ..credit.provenance import provenance
 from ..policy.model import Policy
 from ..types import Trajectory
 from .protocol import is_cut, whole_text
@@ -25,7 +27,8 @@ def transcript(
     """One rollout of N turns as data for JSON, with rewards, returns and advantages, one a turn, where they are known.
 
     Returns:
-        ``problem``, ``question``, ``gold``, ``prompt``, ``stop``, ``answer``, and ``turns``. A turn has ``pieces``, the
+        ``problem``, ``question``, ``gold``, ``prompt``, ``stop``, ``answer``, ``claims`` (of `provenance`: text, turn,
+        whether in the answer, origin, sources), and ``turns``. A turn has ``pieces``, the
         policy's text as [text, log-probability] pairs, one a token (or a few that make one character); ``tool``, the
         text that went back; ``unseen``, what the policy did not see of a result: all of it after the last turn, or the
         whole of one that was cut; ``code``, ``failed``, and its numbers, ``progress`` (what the task gave) among them.
@@ -55,6 +58,7 @@ def transcript(
         "prompt": _text(trajectory.token_ids[: trajectory.prompt_length], policy),
         "stop": str(trajectory.stop),
         "answer": trajectory.answer,
+        "claims": [list(astuple(claim)) for claim in provenance(trajectory)],
         "turns": turns,
     }
 
