@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
+import matplotlib.pyplot as plt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +24,8 @@ from gtpo_mini.credit.later import (
     hybrid_advantages,
     mt_grpo_advantages,
 )
+from gtpo_mini.experiments.plots import plot_estimators
+from gtpo_mini.experiments.report import load_meters
 from gtpo_mini.train.config import TrainConfig, load_profile
 
 outcomes_of_groups = st.lists(st.tuples(st.sampled_from([0.0, 0.5, 1.0]), st.integers(0, 2)), min_size=1, max_size=9)
@@ -172,3 +175,15 @@ def test_it_trains(name, sandbox):
     config = replace(load_profile("cpu").train, credit=load_arm(name), steps=1, problems_per_step=2, group_size=4)
     (step,) = Trainer(load_policy("tiny"), load_task("branching"), config, sandbox=sandbox).train()
     assert step["grad/norm"] > 0
+
+
+def test_the_figure_of_the_estimators_has_a_row_an_arm():
+    meters = load_meters()
+    arms = ["gtpo", *LATER]
+    figure = plot_estimators(meters, arms)
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == arms
+    bars = [line.get_xdata()[0] for line in figure.axes[0].lines if line.get_marker() == "|"]
+    credits = [record["credits"] for record in meters.values()]
+    by_hand = sum(c["gigpo"]["correlation"][0] - c["grpo_accuracy"]["correlation"][0] for c in credits) / len(credits)
+    assert bars[arms.index("gigpo")] == pytest.approx(by_hand)
+    plt.close(figure)

@@ -211,6 +211,30 @@ def plot_meters(meters: Mapping[str, Mapping[str, Any]]) -> Figure:
     return figure
 
 
+def plot_estimators(
+    meters: Mapping[str, Mapping[str, Any]], arms: Sequence[str], base: str = "grpo_accuracy"
+) -> Figure:
+    """How much nearer to the true worth of turns an arm's praise lies than the base's: a dot a start, their mean."""
+    figure, axes = plt.subplots(figsize=(8, 1.4 + 0.34 * len(arms)), layout="constrained")
+    for row, arm in enumerate(arms):
+        gains = [
+            record["credits"][arm]["correlation"][0] - record["credits"][base]["correlation"][0]
+            for record in meters.values()
+        ]
+        axes.plot(gains, [row] * len(gains), "o", color="#777777", markersize=5, alpha=0.6)
+        axes.plot(
+            mean(gains), row, "|", color="#0072B2" if arm not in ARMS else "#D55E00", markersize=18, markeredgewidth=4
+        )
+    axes.set_yticks(range(len(arms)), list(arms))
+    axes.invert_yaxis()
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_title(f"Whose praise lies nearer the truth than that of {base}?")
+    axes.set_xlabel(f"correlation of a turn's advantage with its true worth, minus {base}'s")
+    figure.supxlabel("a dot a start, bar: mean; orange: arms of this study, blue: of later papers", fontsize=8)
+    _finish(axes)
+    return figure
+
+
 def plot_method(folder: Path = RUNS) -> Figure:
     """The method in one picture: a rollout that was right, and what GRPO and GTPO tell each of its turns.
 
