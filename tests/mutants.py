@@ -24,6 +24,7 @@ CREDIT = (
 UPDATE = "tests/test_update.py tests/test_loss.py tests/test_trainer.py"
 ENGINE = "tests/test_rollout.py tests/test_update.py tests/test_chat.py"
 RUN = "tests/test_survival.py"
+LATER = "tests/test_later.py"
 COMPARE = "tests/test_compare.py tests/test_stats.py tests/test_report.py"
 
 
@@ -51,7 +52,7 @@ MUTANTS = [
     Mutant("own rewards for accuracy", "credit/credit.py", 'outcome if self.rewards == "accuracy" else trajectory_reward', 'outcome if self.rewards != "accuracy" else trajectory_reward', CREDIT),
     Mutant("penalty ignored", "credit/credit.py", "turn_rewards(rollout, outcome, penalty)", "turn_rewards(rollout, outcome)", CREDIT),
     Mutant("rollouts' advantage of the neighbour", "credit/credit.py", "for a, rollout in zip(whole, rollouts, strict=True)", "for a, rollout in zip(whole[::-1], rollouts, strict=True)", CREDIT),
-    Mutant("own NaN passes", "credit/credit.py", "finite_numbers(f\"{field}[{i}]\", row, at_least=0)", "[float(x) for x in row]", CREDIT),
+    Mutant("own NaN passes", "credit/arms.py", "finite_numbers(f\"{field}[{i}]\", row, at_least=0)", "[float(x) for x in row]", CREDIT),
     Mutant("returns restart", "credit/advantages.py", "running = reward + gamma * running", "running = reward + gamma * (running - reward)", CREDIT),
     Mutant("sample std", "credit/advantages.py", "for value in basis) / len(basis))", "for value in basis) / max(1, len(basis) - 1))", CREDIT),
     Mutant("turn index ignored", "credit/advantages.py", '"turn": (problems[i], j)', '"turn": problems[i]', CREDIT),
@@ -138,6 +139,15 @@ MUTANTS = [
     Mutant("penalties where nothing is right", "credit/credit.py", "0.0 if self.spare_hopeless and group not in hopeful else", "0.0 if self.spare_hopeless else", CREDIT),
     Mutant("centred is the batch", "credit/advantages.py", 'returns, normalize = _centre(returns, problems), "batch"', 'normalize = "batch"', CREDIT),
     Mutant("any grade is right", "tasks/task.py", "if not self.partial_credit and isinstance(grade, bool | np.bool_):", "if not self.partial_credit:", "tests/test_tasks.py"),
+    Mutant("later: states are forgotten", "credit/later.py", "shared = [(group, state) for", "shared = [(group, 0) for", LATER),
+    Mutant("later: turns of all numbers together", "credit/later.py", "kinds = [(group, j) for group, row", "kinds = [(group, 0) for group, row", LATER),
+    Mutant("later: the residual counts itself", "credit/later.py", "for k in who if k != i)", "for k in who)", LATER),
+    Mutant("later: tiers grow that agree", "credit/later.py", "if earned[name] * statistics.fmean(given[name]) < 0]", "if earned[name] * statistics.fmean(given[name]) > 0]", LATER),
+    Mutant("later: void turns are trained", "credit/later.py", "[0.0] * len(row) if out else row for", "row for", LATER),
+    Mutant("an echo is a source", "credit/provenance.py", "return echoes.get(value, plain)", "return plain", "tests/test_provenance.py"),
+    Mutant("a part of a word is the word", "credit/provenance.py", 'rf"(?<!\\w){re.escape(words)}(?!\\w)"', "re.escape(words)", "tests/test_provenance.py"),
+    Mutant("verified without a run", "credit/provenance.py", 'run(turn.code or "").stdout', "turn.result.stdout", "tests/test_provenance.py"),
+    Mutant("the first source is named", "credit/provenance.py", "in reversed(self.texts):", "in self.texts:", "tests/test_provenance.py"),
 ]
 # fmt: on
 

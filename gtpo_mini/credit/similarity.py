@@ -89,7 +89,10 @@ def _edge_vector(code: str) -> Vector:
 
 
 def parsed(code: str) -> ast.Module | None:
-    """The code's syntax tree, None where Python cannot read it; a model's odd string escapes are no news."""
+    """The code's syntax tree, None where Python cannot read it; a model's odd string escapes are no news.
+
+    Source: [D].
+    """
     with warnings.catch_warnings(), contextlib.suppress(*_UNREADABLE):
         warnings.simplefilter("ignore")
         return ast.parse(code)
