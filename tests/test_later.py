@@ -24,6 +24,7 @@ from gtpo_mini.credit.later import (
     hybrid_advantages,
     mt_grpo_advantages,
 )
+from gtpo_mini.credit.provenance import provenance
 from gtpo_mini.experiments.plots import plot_estimators
 from gtpo_mini.experiments.report import load_meters
 from gtpo_mini.train.config import TrainConfig, load_profile
@@ -120,6 +121,14 @@ def test_a_rollout_with_a_void_turn_leaves_the_loss_and_still_counts_in_the_mean
     base = ARMS["grpo_accuracy"](rollouts, [1, 0, 0], 3)[1]
     found = SimpleTIR()(rollouts, [1, 0, 0], 3)[1]
     assert found == [base[0], [0.0, 0.0], base[2]] and base[1] != [0.0, 0.0]
+
+
+@pytest.mark.parametrize("code", ["a" + "[0]" * 2000, "(" * 5000, "-" * 3000 + "1", "\0", "if"])
+def test_code_that_cannot_be_read_is_data(code):
+    rollouts = [rollout("p", code), rollout("p", "print(1)")]
+    for credit in LATER.values():
+        assign_credit(credit, rollouts, [1, 0], 2)
+    assert provenance(rollouts[0])
 
 
 @given(st.integers(0, 10_000))

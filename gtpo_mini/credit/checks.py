@@ -1,10 +1,15 @@
-"""Checks of numbers that come from outside: one form for every error, naming the field, the value and what is right."""
+"""Checks of what comes from outside: numbers, one form for every error (the field, the value, what is right); code."""
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import math
+import warnings
 from collections.abc import Iterable
 from typing import Any
+
+UNREADABLE = (SyntaxError, ValueError, RecursionError, MemoryError)  #: what reading a model's code may raise
 
 
 def finite_number(field: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
@@ -47,3 +52,11 @@ def open_fraction(field: str, value: Any) -> float:
     if not 0.0 < number < 1.0:
         raise ValueError(f"{field} must lie between 0 and 1 (95 % is 0.95), got {value!r}")
     return number
+
+
+def parsed(code: str) -> ast.Module | None:
+    """The code's syntax tree, None where Python cannot read it; a model's odd string escapes are no news."""
+    with warnings.catch_warnings(), contextlib.suppress(*UNREADABLE):
+        warnings.simplefilter("ignore")
+        return ast.parse(code)
+    return None

@@ -8,6 +8,7 @@ they leave open is a named setting, or is said, marked [D]. To normalise is to d
 from __future__ import annotations
 
 import ast
+import contextlib
 import math
 import statistics
 from collections import defaultdict
@@ -17,9 +18,9 @@ from itertools import pairwise
 
 from ..types import Trajectory, Turn
 from .advantages import grpo_advantages, gtpo_advantages, turn_returns
+from .checks import UNREADABLE, parsed
 from .credit import Assigned, Credit, CreditAssignment, graded, group_numbers
 from .rewards import turn_rewards
-from .similarity import parsed
 
 Rows = list[list[float]]
 _ACCURACY = Credit(rewards="accuracy", returns=False, alpha=0.0)  # GRPO of the grades
@@ -354,8 +355,10 @@ def _action(turn: Turn) -> Hashable:
     """A call's syntax tree, or its text where Python cannot read it; an answer is an action of its own."""
     if turn.code is None:
         return turn.malformed
-    tree = parsed(turn.code)
-    return turn.code if tree is None else ast.dump(tree)
+    with contextlib.suppress(*UNREADABLE):  # a tree can be too deep to be written
+        if (tree := parsed(turn.code)) is not None:
+            return ast.dump(tree)
+    return turn.code
 
 
 def _at_the_end(rollouts: Sequence[Trajectory], outcomes: Sequence[float]) -> Rows:

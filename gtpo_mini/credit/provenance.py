@@ -16,7 +16,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 from ..types import ExecutionResult, Trajectory
-from .similarity import parsed
+from .checks import parsed
 
 PROMPT = -1  # as a source: the question
 

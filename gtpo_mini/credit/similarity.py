@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import ast
 import builtins
-import contextlib
 import keyword
 import math
 import re
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import lru_cache
+
+from .checks import UNREADABLE, parsed
 
 Similarity = Callable[[str, str], float]
 Vector = tuple[dict, int]  # how often each thing occurs in a code, and the sum of the squares
@@ -19,7 +19,6 @@ SIMILARITIES = ("ngram", "structure", "embedding")
 
 _CACHED_CODES = 4096  # a step compares about 64 codes; old ones come back when a problem comes back
 _NGRAMS = (1, 2, 3)
-_UNREADABLE = (SyntaxError, ValueError, RecursionError, MemoryError)
 _KEPT_NAMES = frozenset([*keyword.kwlist, *keyword.softkwlist, *dir(builtins)])
 _IMPORT_LINE = re.compile(r"^\s*(?:import|from)\s.*$", re.MULTILINE)
 _TOKEN = re.compile(
@@ -88,17 +87,6 @@ def _edge_vector(code: str) -> Vector:
     )
 
 
-def parsed(code: str) -> ast.Module | None:
-    """The code's syntax tree, None where Python cannot read it; a model's odd string escapes are no news.
-
-    Source: [D].
-    """
-    with warnings.catch_warnings(), contextlib.suppress(*_UNREADABLE):
-        warnings.simplefilter("ignore")
-        return ast.parse(code)
-    return None
-
-
 def _tokens(code: str) -> list[str]:
     """Tokens with the reader's own names replaced by v0, v1, ... in order of appearance."""
     text = _canonical(code).strip()
@@ -136,7 +124,7 @@ def _canonical(code: str) -> str:
                 setattr(node, field, names.setdefault(name, f"v{len(names)}"))
     try:
         return ast.unparse(tree)
-    except _UNREADABLE:
+    except UNREADABLE:
         return code
 
 
