@@ -301,14 +301,19 @@ def rank_correlation(dots: Sequence[Dot], draws: int = 2000) -> Interval:
     return Interval(spearman(dots), float(low), float(high))
 
 
-def prediction_sentence(meters: Mapping[str, Mapping[str, Any]], study: Mapping[str, Sequence[RecordedRun]]) -> str:
-    """One sentence: how far the meter, read before training, ranks what was learned."""
-    dots = prediction(meters, study)
-    rho = "{:+.2f} [{:+.2f}, {:+.2f}]".format(*rank_correlation(dots))
+def prediction_sentence(study: Mapping[str, Sequence[RecordedRun]], folder: Path = RUNS) -> str:
+    """How far the meter ranks what was learned: read before training, and after some steps of GRPO."""
+    at = {
+        after: found for after in (0, 20, 60) if study.keys() <= (found := load_meters(folder / "meter", after)).keys()
+    }
+    rho = {
+        after: "{:+.2f} [{:+.2f}, {:+.2f}]".format(*rank_correlation(prediction(m, study))) for after, m in at.items()
+    }
+    later = "".join(f", read after {after} steps of GRPO {told}" for after, told in rho.items() if after)
     return (
         "Does credit that lies nearer the truth learn faster? A meter reads how near it lies before any training "
-        f"(notebook 08); its rank correlation with the area under the curve, both minus GRPO's, is {rho} ({len(dots)} "
-        "pairs of an arm and a regime; bootstrap over regimes)."
+        f"(notebook 08); its rank correlation with the area under the curve, both minus GRPO's, is {rho[0]}{later} "
+        f"({len(prediction(at[0], study))} pairs of an arm and a regime; bootstrap over regimes)."
     )
 
 
@@ -327,7 +332,7 @@ def write_report(root: Path = ROOT, folder: Path = RUNS) -> Path:
     if BEGIN not in text or END not in text:
         raise ValueError(f"{readme.name}: lacks the marks {BEGIN} and {END}, between which the results go")
     study = load_study(folder)
-    said = f"{study_sentence(study)}\n\n{prediction_sentence(load_meters(folder / 'meter'), study)}"
+    said = f"{study_sentence(study)}\n\n{prediction_sentence(study, folder)}"
     before, after = text.partition(BEGIN)[0], text.partition(END)[2]
     readme.write_text(f"{before}{BEGIN}\n{said}\n\n{ladder_table(study)}\n{END}{after}", encoding="utf-8")
     results.parent.mkdir(exist_ok=True)
