@@ -197,7 +197,8 @@ def test_a_regime_says_reproduced_the_opposite_or_neither(study):
     sentence = report.study_sentence(study)
     assert (
         "pooled over 3 regimes" in sentence
-        and "of 3: reproduced in 1, the opposite in 1, not reproduced in 1" in sentence
+        and "of 3: a gain in `ahead` (+8.4 [" in sentence
+        and "), the opposite in 1, not reproduced in 1" in sentence
     )
     assert "(5 paired seeds in each, of 10 planned;" in sentence and "are excluded in 1." in sentence
     assert sentence.startswith("**GTPO shows no gain on GRPO here: ") and "weak starts" not in sentence

@@ -298,7 +298,8 @@ def plot_study(study: Mapping[str, Sequence[RecordedRun]]) -> Figure:
     axes.axvline(0, color="black", linewidth=0.8)
     axes.axvline(3, color="#0072B2", linewidth=1, linestyle="--", label="the paper's claim: +3")
     for verdict in dict.fromkeys(verdicts.values()):
-        axes.plot([], [], "o-", color=_VERDICTS[verdict], linewidth=3, label=verdict)
+        label = "reproduced: a gain is shown" if verdict == "reproduced" else verdict
+        axes.plot([], [], "o-", color=_VERDICTS[verdict], linewidth=3, label=label)
     axes.set_yticks(range(len(rows)), rows)
     axes.invert_yaxis()
     axes.set(xlabel="GTPO minus GRPO, area under the learning curve, points", title="Does GTPO learn faster than GRPO?")

@@ -195,7 +195,9 @@ def study_sentence(study: Mapping[str, Sequence[RecordedRun]]) -> str:
     counts = sorted({d.seeds for d in found.values()})
     seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
     seeds += " paired seeds in each" + f", of {_PLANNED} planned" * (counts[0] < _PLANNED)
-    said = ", ".join(f"{word} in {count}" for word, count in verdicts.items())
+    gained = [f"`{name}` ({points(d.over_seeds)})" for name, d in found.items() if study_verdict(d) == "reproduced"]
+    kinds = {"reproduced": f"a gain in {', '.join(gained)}"}
+    said = ", ".join(kinds.get(word, f"{word} in {count}") for word, count in verdicts.items())
     text = (
         f"**GTPO {what} GRPO here: {points(over)} points of area under the learning curve, pooled over {len(found)} "
         f"regimes** ({seeds}; true effects differ by {100 * sd:.1f} points). The claimed gain of 3: {said}; "
