@@ -4,10 +4,11 @@
     python benchmarks/gpu.py step-1.5B trl-short   # these
     python benchmarks/gpu.py --rehearse            # the same code with small shapes on a CPU: records of no value
 
-A block is a list of parts. Each part adds a line to ``benchmarks/results/gpu/BLOCK.jsonl`` as soon as it is measured; a
-part that is there is not measured again, so that blocks can be run in any order, stopped, and called again. What is
-missing on a machine (a package, a model) is a line that names it, and is tried again at the next call, as is a failure.
-On a machine without a package index, ``make gpu-pack`` on another one makes the folder that it lacks.
+A block is a list of parts, each measured once on a device. A part adds its line to the file of its block in
+``benchmarks/results/gpu/`` as soon as it is measured; what is there is not measured again, so that blocks can be run in
+any order, stopped, and called again. What is missing on a machine (a package, a model) is a line that names it, and is
+tried again at the next call, as is a failure. On a machine without a package index, ``make gpu-pack`` on another one
+makes the folder that it lacks; one that is given back needs ``--records FOLDER``, and blocks that fit its time.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import statistics
 import subprocess
@@ -68,6 +70,10 @@ class Missing(Exception):
     """What a part needs and this machine lacks."""
 
 
+class TimeUp(BaseException):
+    """The block's time is over. No Exception: nothing that a part survives may swallow it."""
+
+
 @dataclass(frozen=True)
 class Day:
     """Where blocks run, where their lines and their models go, and whether it counts."""
@@ -80,6 +86,16 @@ class Day:
 
     def size(self, whole, small):
         return small if self.rehearsal else whole
+
+
+def make_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """Let ``make`` fill the folder where it is not there yet; a stop leaves none that is half full."""
+    if not folder.exists():
+        new = folder.with_name(folder.name + ".new")
+        shutil.rmtree(new, ignore_errors=True)
+        make(new)
+        new.rename(folder)
+    return folder
 
 
 def need(*packages: str) -> None:
@@ -95,13 +111,14 @@ def need(*packages: str) -> None:
 
 def random_model(day: Day, name: str) -> Path:
     """A folder with random weights of a shape in bf16; made once."""
-    folder = day.work / f"random-{name}"
-    if not folder.exists():
+
+    def make(folder: Path) -> None:
         tokenizer = train_tokenizer(["so many"], vocabulary=300)
         model = hermes.new_model(day.size(SHAPES[name], SMALL), tokenizer, day.device).to(torch.bfloat16)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    return folder
+
+    return make_once(day.work / f"random-{name}", make)
 
 
 def long_problems(policy, tokens: int, count: int) -> tuple[Problem, ...]:
@@ -196,11 +213,11 @@ def beside_trl(case: str, day: Day) -> Parts:
         import trl
         import vs_trl
 
-        load, folder = hermes.LOADS[case], day.work / f"trl-{case}"
-        if not folder.exists():
-            template = (Path(trl.__file__).parent / "chat_templates" / "qwen2_5.jinja").read_text("utf-8")
-            shape = day.size(SHAPES["Qwen2.5-1.5B"], {**SMALL, "max_position_embeddings": 8192})
-            hermes.make_model(folder, load, template, None, shape, day.device, day.size(240, 2))
+        load = hermes.LOADS[case]
+        template = (Path(trl.__file__).parent / "chat_templates" / "qwen2_5.jinja").read_text("utf-8")
+        shape = day.size(SHAPES["Qwen2.5-1.5B"], {**SMALL, "max_position_embeddings": 8192})
+        how = {"shape": shape, "device": day.device, "steps": day.size(240, 2)}
+        folder = make_once(day.work / f"trl-{case}", lambda folder: hermes.make_model(folder, load, template, **how))
         steps, problems = day.size((5, 8), (1, 1))
         chosen = vs_trl.Case(load, folder, "plain", steps, problems, "nf4", day.device)
         return vs_trl.summary(vs_trl.compare(chosen, "both"))
@@ -214,7 +231,7 @@ def engines(day: Day) -> Parts:
 
     def asked() -> tuple[Path, list[list[int]]]:
         folder = random_model(day, "Qwen2.5-1.5B")
-        policy = load_policy(folder, device="cpu")
+        policy = load_policy(folder, device="cpu", dtype="bfloat16")
         ids = [policy.encode_chat(FencedProtocol().messages(p)) for p in long_problems(policy, prompt, GROUPS)]
         return folder, [row for row in ids for _ in range(ROWS // GROUPS)]
 
@@ -302,12 +319,12 @@ def real_model(task: str, day: Day) -> Parts:
                 asked = load_task(task, size=count)
                 traces = [make_trace(problem, sums(problem, rng), chat, sandbox) for problem in asked.problems]
         losses = imitate(policy, traces, day.size(200, 2), 1e-4, 16, tokens_per_pass=16_384, rng=rng)
-        policy.save(start)
+        make_once(start, policy.save)
         return {"loss_start": losses[0], "loss_end": losses[-1]}
 
     def arm(name: str, seed: int) -> Figures:
-        if not start.exists():
-            raise Missing("the policy of the part 'cold'")
+        if not start.exists():  # its record may be there, from another machine
+            cold()
         policy, run = load_policy(start, device=day.device), folder / f"{name}-{seed}"
         steps, problems, group = day.size((60, 8, 8), (2, 2, 2))
         config = TrainConfig(
@@ -334,18 +351,21 @@ def seeds(day: Day) -> Parts:
         words = [sys.executable, "-m", "gtpo_mini", "train", "--device", device, "--steps", str(day.size(20, 2))]
         words += day.size([], ["--problems-per-step", "2", "--group-size", "2"])
         runs = [day.work / f"seeds-{device}-{count}" / f"{time.time_ns()}-{seed}" for seed in range(count)]
-        how = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": ROOT}
-        how["env"] = {**os.environ, "OMP_NUM_THREADS": "1"}
-        processes = [
-            subprocess.Popen([*words, "--seed", str(seed), "--output", run], **how) for seed, run in enumerate(runs)
-        ]
+        how = {"stdout": subprocess.DEVNULL, "cwd": ROOT, "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
+        day.work.joinpath("seeds.log").unlink(missing_ok=True)
+        processes = []
         try:
+            with day.work.joinpath("seeds.log").open("ab") as log:
+                for seed, run in enumerate(runs):
+                    command = [*words, "--seed", str(seed), "--output", run]
+                    processes.append(subprocess.Popen(command, stderr=log, **how))
             failed = sum(process.wait() != 0 for process in processes)
         finally:
             for process in processes:
                 process.kill()
         if failed:
-            raise RuntimeError(f"{failed} of {count} processes failed")
+            last = day.work.joinpath("seeds.log").read_text("utf-8", "replace").strip().splitlines()[-1]
+            raise RuntimeError(f"{failed} of {count} processes failed: {last}")
         spent = [statistics.median(s["time/step"] for s in read_run(run / "metrics.jsonl").steps[1:]) for run in runs]
         return {"steps_per_s": sum(1 / seconds for seconds in spent), "step_s": statistics.median(spent)}
 
@@ -375,13 +395,14 @@ def run_block(name: str, day: Day, limit: int = LIMIT) -> bool:
     path.parent.mkdir(parents=True, exist_ok=True)
     day.work.mkdir(parents=True, exist_ok=True)
     lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
-    done, whole = {line["part"] for line in lines if "figures" in line}, True
     header = run_header(TrainConfig(), "random", "none", day.device)
     facts = {key: header[key] for key in ("commit", "command", "device", "versions")}
+    done = {line["part"] for line in lines if "figures" in line and line["device"] == header["device"]}
+    whole = True
     end = time.monotonic() + limit
 
     def stop(*_) -> None:
-        raise TimeoutError(f"the block's {limit} seconds are over; the next call goes on")
+        raise TimeUp(f"the block's {limit} seconds are over; the next call goes on")
 
     before = signal.signal(signal.SIGALRM, stop)
     try:
@@ -392,10 +413,13 @@ def run_block(name: str, day: Day, limit: int = LIMIT) -> bool:
             begin, stopped = time.monotonic(), False
             signal.alarm(max(1, round(end - begin)))
             try:
-                outcome = {"figures": measure()}
+                with warnings.catch_warnings(record=True) as told:  # a batch that was cut for memory, say
+                    warnings.simplefilter("always")
+                    outcome = {"figures": measure()}
+                outcome |= {"warnings": [str(w.message)[:200] for w in told if w.category is UserWarning]}
             except Missing as lack:
                 outcome = {"skipped": f"missing here: {lack}"}
-            except TimeoutError as error:
+            except TimeUp as error:
                 outcome, stopped = {"stopped": str(error)}, True
             except Exception as error:  # the other parts are to be measured even so
                 outcome = {"failed": f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"}
@@ -421,6 +445,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("blocks", nargs="*", metavar="BLOCK", help=f"of {', '.join(BLOCKS)}; all unless given")
     parser.add_argument("--rehearse", action="store_true", help="small shapes on the CPU; records go to results/")
+    parser.add_argument(
+        "--records", type=Path, help="another folder for the records, e.g. of a machine that is given back"
+    )
     parser.add_argument("--smollm", default=SMOLLM, help="folder of SmolLM2-135M-Instruct, or its name on the hub")
     args = parser.parse_args()
     if unknown := set(args.blocks) - set(BLOCKS):
@@ -429,16 +456,17 @@ def main() -> int:
         parser.error("torch finds no CUDA GPU here; --rehearse runs the same code with small shapes on a CPU")
     if len(args.blocks) != 1:  # a process each: what one leaves in memory, or breaks, is no other's
         options = ["--smollm", args.smollm, *["--rehearse"] * args.rehearse]
-        return max(
-            subprocess.run([sys.executable, __file__, name, *options]).returncode for name in args.blocks or BLOCKS
-        )
+        options += ["--records", str(args.records)] if args.records else []
+        calls = [[sys.executable, __file__, name, *options] for name in args.blocks or BLOCKS]
+        return int(any([subprocess.run(call).returncode != 0 for call in calls]))
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     made = results_folder()
     if args.rehearse:
-        day = Day(made / "gpu_rehearsal", made / "gpu_rehearsal" / "work", "cpu", args.smollm, True)
+        records, work = made / "gpu_rehearsal", made / "gpu_rehearsal" / "work"
     else:
-        day = Day(Path(__file__).parent / "results" / "gpu", made / "gpu", smollm=args.smollm)
+        records, work = Path(__file__).parent / "results" / "gpu", made / "gpu"
+    day = Day(args.records or records, work, "cpu" if args.rehearse else "cuda", args.smollm, args.rehearse)
     return 0 if run_block(args.blocks[0], day) else 1
 
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,31 @@ def test_a_block_runs_on_a_cpu_with_small_shapes_and_once_only(gpu, day, name, c
     assert capsys.readouterr().out.count("there already") == sum(part is not None for part in figures.values())
 
 
+def test_a_warning_stands_in_the_record_and_another_device_measures_anew(gpu, day, monkeypatch):
+    def warned():
+        warnings.warn("rows cut to 8", stacklevel=1)
+        return {"n": 1}
+
+    monkeypatch.setitem(gpu.BLOCKS, "one", lambda day: iter([("part", warned)]))
+    assert gpu.run_block("one", day) and gpu.run_block("one", day)
+    (line,) = lines(day, "one")
+    assert line["warnings"] == ["rows cut to 8"]
+    path = day.records / "one.jsonl"
+    path.write_text(json.dumps({**line, "device": "another"}) + "\n", encoding="utf-8")
+    assert gpu.run_block("one", day) and len(lines(day, "one")) == 2
+
+
+def test_a_folder_that_is_made_is_whole_or_not_there(gpu, tmp_path):
+    def stops(folder):
+        folder.mkdir()
+        raise gpu.TimeUp
+
+    with pytest.raises(gpu.TimeUp):
+        gpu.make_once(tmp_path / "model", stops)
+    assert not (tmp_path / "model").exists()
+    assert gpu.make_once(tmp_path / "model", Path.mkdir).is_dir()
+
+
 def test_every_shape_case_and_task_has_a_block(gpu):
     assert set(REHEARSED) < set(gpu.BLOCKS)
     others = {"step-0.5B", "step-3B", "step-7B", "trl-middle", "trl-long", "smollm-programs"}
@@ -81,7 +107,14 @@ def test_a_failure_ends_its_part_alone_and_is_tried_again(gpu, day, monkeypatch)
 
 def test_when_the_time_is_over_the_next_call_goes_on(gpu, day, monkeypatch):
     naps = iter([30, 0])
-    parts = [("short", lambda: {"figure": 1}), ("long", lambda: {"figure": time.sleep(next(naps))}), ("last", dict)]
+
+    def long():
+        try:
+            return {"figure": time.sleep(next(naps))}
+        except Exception:  # what a part survives
+            return {"figure": "swallowed"}
+
+    parts = [("short", lambda: {"figure": 1}), ("long", long), ("last", dict)]
     monkeypatch.setitem(gpu.BLOCKS, "three", lambda day: iter(parts))
     begin = time.monotonic()
     assert not gpu.run_block("three", day, limit=1) and time.monotonic() - begin < 20

@@ -121,6 +121,9 @@ def test_a_rollout_with_a_void_turn_leaves_the_loss_and_still_counts_in_the_mean
     base = ARMS["grpo_accuracy"](rollouts, [1, 0, 0], 3)[1]
     found = SimpleTIR()(rollouts, [1, 0, 0], 3)[1]
     assert found == [base[0], [0.0, 0.0], base[2]] and base[1] != [0.0, 0.0]
+    unread = replace(rollouts[0].turns[0], code=None, malformed=True, result=None)
+    broken = [rollouts[0], replace(rollouts[0], turns=(unread, *rollouts[0].turns[1:]))]
+    assert SimpleTIR()(broken, [0, 1], 2)[1][1] == [0.0, 0.0]  # a call that cannot be read holds no code
 
 
 @pytest.mark.parametrize("code", ["a" + "[0]" * 2000, "(" * 5000, "-" * 3000 + "1", "\0", "if"])
@@ -142,7 +145,7 @@ def test_a_fork_of_three_actions_is_worked_out_by_the_equation(seed):
     actions = [[rng.choice("ab") for _ in range(rng.randint(1, 3))] for _ in range(5)]
     found = a3_advantages(outcomes, actions, [0] * 5, chain=1, gamma=0.5)
     middle = statistics.median(outcomes)
-    mad = statistics.median(abs(o - middle) for o in outcomes)
+    scale = max(0.5, 1.4826 * statistics.median(abs(o - middle) for o in outcomes))
     parts = {"episode": {}, "rest": {}, "tree": {}}
 
     def through(path):
@@ -150,7 +153,7 @@ def test_a_fork_of_three_actions_is_worked_out_by_the_equation(seed):
 
     for i, mine in enumerate(actions):
         for j in range(len(mine)):
-            parts["episode"][i, j] = math.tanh((outcomes[i] - middle) / mad) if mad else 0.0
+            parts["episode"][i, j] = math.tanh((outcomes[i] - middle) / scale)
             same = [outcomes[k] for k, a in enumerate(actions) if k != i and a[j : j + 1] == mine[j : j + 1]]
             parts["rest"][i, j] = outcomes[i] - statistics.fmean(same) if same else 0.0
             steps = range(j, len(mine))

@@ -82,6 +82,30 @@ def test_an_echo_has_the_origin_of_what_it_echoes():
     assert origins(provenance(made)) == [("42", "copied", (1,)), ("6", "restated", (PROMPT,))]
 
 
+@pytest.mark.parametrize(
+    "code",
+    ["print('The answer is 42')", "print(f'42')", "print([42])", "print(str(42))", "x = 42\nprint(x)", "print(42 + 0)"],
+)
+def test_a_call_is_no_source_of_what_it_holds_itself(code):
+    (claim,) = answer_claims(told("?", (code, "42"), answer="42"))
+    assert claim.origin is Origin.UNSUPPORTED
+
+
+def test_without_a_tool_nothing_rests_on_it():
+    claims = answer_claims(told("6 rows of 7", answer="42"))
+    assert [claim.origin for claim in claims] == [Origin.COMPUTED] and not is_supported(claims)
+    assert origins(answer_claims(told("?", ("print(3 * 7)", "21"), answer="42"))) == [("42", "unsupported", ())]
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [("3.5kg, 1,430kg", [3.5, 1430]), ("2024,100", [2024, 100]), ("\u22123", [-3]), ("1.2.3", [1.2]), ("x2", [])],
+)
+def test_numbers_are_read_whole(text, numbers):
+    found = told("?", ("f()", text), answer=" ".join(str(number) for number in numbers) or "none")
+    assert [float(as_value(claim.text)) for claim in answer_claims(found) if claim.sources] == numbers
+
+
 def test_an_answer_is_supported_by_the_tool_or_not():
     call = ("print(6 * 7)", "42")
     answers = {"42": True, "43": False, "42 of 43": False, "6": False, None: False}

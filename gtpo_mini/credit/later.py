@@ -1,7 +1,7 @@
 """What came after: estimators of later papers, on the same rollouts and grades; `LATER` is the table.
 
 Each is a function of plain lists, with its equation, and a small class that takes those lists from rollouts. An outcome
-is a grade in [0, 1]; a group, the rollouts of one problem. The papers' summaries were read, and no authors' code: what
+is a grade in [0, 1]; a group, the rollouts of one problem. The papers' summaries were read, and no code but A3's: what
 they leave open is a named setting, or is said, marked [D]. To normalise is to do what `gtpo_advantages` does.
 """
 
@@ -40,9 +40,9 @@ def dr_grpo_advantages(rewards: Sequence[float], groups: Sequence[int]) -> list[
 
 
 def mt_grpo_advantages(
-    outcomes: Sequence[float], rewards: Sequence[Sequence[float]], groups: Sequence[int], weight: float = 1.0
+    outcomes: Sequence[float], rewards: Sequence[Sequence[float | None]], groups: Sequence[int], weight: float = 1.0
 ) -> Rows:
-    """A_ij = A^O_i + weight * A^T_ij for a turn before the last, A^O_i for the last.
+    """A_ij = A^O_i + weight * A^T_ij for a turn that a tool result follows, A^O_i for another (its reward is None).
 
     A^O normalises outcomes over the group, A^T the turns' own rewards over the group's turns of the same number.
 
@@ -50,15 +50,14 @@ def mt_grpo_advantages(
 
     Both are right; the first one's first turn earned something, the second one's was penalised:
 
-    >>> found = mt_grpo_advantages([1.0, 1.0], [[0.5, 0.0], [-0.1, 0.0]], groups=[0, 0])
+    >>> found = mt_grpo_advantages([1.0, 1.0], [[0.5, None], [-0.1, None]], groups=[0, 0])
     >>> [[round(a, 2) for a in row] for row in found]
     [[1.0, 0.0], [-1.0, 0.0]]
     """
     whole = grpo_advantages(outcomes, groups)
-    early = [row[:-1] for row in rewards]
-    kinds = [(group, j) for group, row in zip(groups, early, strict=True) for j in range(len(row))]
-    parts = iter(_normalised([value for row in early for value in row], kinds))
-    return [[a + weight * next(parts) for _ in row] + [a] for a, row in zip(whole, early, strict=True)]
+    own = {(i, j): r for i, row in enumerate(rewards) for j, r in enumerate(row) if r is not None}
+    parts = dict(zip(own, _normalised([*own.values()], [(groups[i], j) for i, j in own]), strict=True))
+    return [[a + weight * parts.get((i, j), 0.0) for j in range(len(rewards[i]))] for i, a in enumerate(whole)]
 
 
 def gigpo_advantages(
@@ -164,7 +163,8 @@ def a3_advantages(
 ) -> Rows:
     """A_ij = B tanh((e_i / |e| + w_res d_ij / |d| + w_tree t_ij / |t|) / B), bars being means of absolute values.
 
-    - e_i = tanh((o_i - median) / MAD) over the group: the episode
+    - e_i = tanh((o_i - median) / max(0.5, 1.4826 MAD)) over the group: the episode; the bound and the factor are those
+      of the authors' code, without which e is 0 unless exactly half of the group is right
     - d_ij = o_i less the mean outcome of the group's other rollouts whose last ``chain`` actions up to turn j are the
       same: the residual; 0 where there are none
     - t_ij = sum over m >= j of gamma^(m-j) (branch mean - state mean): the tree; a state is the actions so far, a
@@ -172,8 +172,8 @@ def a3_advantages(
 
     Source: arXiv 2605.08013 [B]. Clusters as equality of the last actions, the set of the bars (the batch), gamma: [D].
 
-    Both begin with "a", and go on with "b", right, and "c", wrong. |e| = .76, |d| = .5, |t| = .475, so that the first
-    turn of the right one has 1.1 tanh((1 + .65 * 1 / .5 + .45 / .475) / 1.1):
+    Both begin with "a", and go on with "b", right, and "c", wrong. All e are alike in size, |d| = .5, |t| = .475, so
+    that the first turn of the right one has 1.1 tanh((1 + .65 * 1 / .5 + .45 / .475) / 1.1):
 
     >>> found = a3_advantages([1.0, 0.0], [["a", "b"], ["a", "c"]], groups=[0, 0])
     >>> [[round(a, 2) for a in row] for row in found]
@@ -185,11 +185,11 @@ def a3_advantages(
     for group in dict.fromkeys(groups):
         members = [i for i, other in enumerate(groups) if other == group]
         middle = statistics.median(outcomes[i] for i in members)
-        spread = statistics.median(abs(outcomes[i] - middle) for i in members)
+        spread = max(0.5, 1.4826 * statistics.median(abs(outcomes[i] - middle) for i in members))
         passed: dict[tuple, list[int]] = defaultdict(list)  # a path of actions from the start: who went it
         chains: dict[tuple, list[int]] = defaultdict(list)  # a turn and its last actions: who did the same there
         for i in members:
-            episode[i] = math.tanh((outcomes[i] - middle) / spread) if spread else 0.0
+            episode[i] = math.tanh((outcomes[i] - middle) / spread)
             for j in range(len(actions[i]) + 1):
                 passed[tuple(actions[i][:j])].append(i)
             for j in range(len(actions[i])):
@@ -227,7 +227,8 @@ class DrGRPO:
 
 @dataclass(frozen=True)
 class MTGRPO:
-    """`mt_grpo_advantages`. Needs a reward a turn that can be verified: the task's progress, less the penalties."""
+    """`mt_grpo_advantages`. Needs a reward a turn that can be verified: the task's progress, less the penalty of a
+    broken call; a turn without a result has none."""
 
     weight: float = 1.0
     format_penalty: float = 0.1
@@ -238,8 +239,11 @@ class MTGRPO:
         rewards = [turn_rewards(rollout, 0.0, self.format_penalty) for rollout in rollouts]
         for row, rollout in zip(rewards, rollouts, strict=True):
             row[:] = [r + self.progress * turn.progress for r, turn in zip(row, rollout.turns, strict=True)]
-        found = mt_grpo_advantages(outcomes, rewards, groups, self.weight)
-        return _plus(rewards, outcomes), found
+        ran = [[turn.result is not None for turn in rollout.turns] for rollout in rollouts]
+        own = [
+            [r if has else None for r, has in zip(row, of, strict=True)] for row, of in zip(rewards, ran, strict=True)
+        ]
+        return _plus(rewards, outcomes), mt_grpo_advantages(outcomes, own, groups, self.weight)
 
 
 @dataclass(frozen=True)
@@ -269,7 +273,7 @@ class IRC:
     def __call__(self, rollouts: Sequence[Trajectory], correct: Sequence[float], group_size: int) -> Assigned:
         outcomes, groups = graded(rollouts, correct), group_numbers(rollouts, group_size)
         tiers = [[tier(rollout.turns, j) for j in range(len(rollout.turns))] for rollout in rollouts]
-        earned = {"ran": 0.5, "found": 0.5, "silent": 0.5, "repeated": 0.5, "broken": -0.5}
+        earned = {"ran": 0.5, "silent": 0.5, "repeated": 0.5, "broken": -0.5}
         if self.calibrated:
             earned = calibrated_rewards(outcomes, tiers, groups, rounds=self.rounds)
         rewards = [[earned.get(name, 0.0) for name in row] for row in tiers]
@@ -290,17 +294,20 @@ class A3:
 
 @dataclass(frozen=True)
 class SimpleTIR:
-    """A rollout with a void turn, neither call nor answer, leaves the loss; the others have the advantages of ``base``.
+    """A rollout with a void turn, neither code nor answer, teaches nothing; the others have the advantages of ``base``.
 
-    Such a rollout still counts in its group's mean. Here a void turn ends a rollout, so that these are the ones that
-    stopped without an answer, cut off or not. Needs nothing but the rollouts. Source: SimpleTIR [B].
+    A call that cannot be read holds no code. Such a rollout still counts in its group's mean, and its tokens in the
+    number that the loss is divided by. Needs nothing but the rollouts. Source: SimpleTIR [B].
     """
 
     base: Credit = _ACCURACY
 
     def __call__(self, rollouts: Sequence[Trajectory], correct: Sequence[float], group_size: int) -> Assigned:
         rewards, advantages = self.base(rollouts, correct, group_size)
-        void = [r.answer is None and not r.turns[-1].calls_tool for r in rollouts]
+        void = [
+            any(turn.code is None and (turn is not r.turns[-1] or r.answer is None) for turn in r.turns)
+            for r in rollouts
+        ]
         return rewards, [[0.0] * len(row) if out else row for row, out in zip(advantages, void, strict=True)]
 
 
@@ -317,7 +324,7 @@ LATER: dict[str, CreditAssignment] = {
 
 
 def tier(turns: Sequence[Turn], j: int) -> str | None:
-    """What can be told of turn j without the answer: broken, repeated, found, silent or ran; None: it makes no call.
+    """What can be told of turn j without the answer: broken, repeated, silent or ran; None: it ran nothing.
 
     >>> from gtpo_mini.types import ExecutionResult
     >>> call = Turn("", code="print(1)", result=ExecutionResult(ok=True, stdout="1"))
@@ -325,15 +332,13 @@ def tier(turns: Sequence[Turn], j: int) -> str | None:
     ['ran', 'repeated', None]
     """
     turn = turns[j]
-    if not turn.calls_tool:
-        return None
     if turn.invalid_call:
         return "broken"
+    if turn.result is None:
+        return None
     if turn.code in (earlier.code for earlier in turns[:j]):
         return "repeated"
-    if turn.progress > 0:
-        return "found"
-    return "ran" if turn.result is not None and turn.result.stdout.strip() else "silent"
+    return "ran" if turn.result.stdout.strip() else "silent"
 
 
 def _normalised(values: Sequence[float], sets: Sequence[Hashable]) -> list[float]:

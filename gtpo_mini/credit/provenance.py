@@ -1,8 +1,9 @@
 """Where the values of a rollout come from: each number or word of its answer, each literal of a call, with its source.
 
 After TRACER, of which a summary was read; the rules are ours [D]. A value is *copied* from a tool output that holds it,
-*restated* from the prompt, *computed* where one operation on two such values gives it, or else *unsupported*. A call
-that only prints a literal is no source: what it echoes has the literal's own origin.
+*restated* from the prompt, *computed* where one operation on two of the last such values gives it, or else
+*unsupported*. An output is no source of a literal that its own code holds and nothing before supports, nor of one that
+the code only prints. Of chance it says nothing: where an output holds many numbers, some two of them may give any.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ PROMPT = -1  # as a source: the question
 
 Value = Fraction | str  # a number, or text in small letters
 
-_NUMBER = re.compile(r"(?:(?<![\w.)\]])-)?(?<![\w.])\d+(?:,\d{3})*(?:\.\d+)?(?:[eE][+-]?\d{1,3})?(?!\w)")
+_SIGN, _WHOLE = r"(?:(?<![\w.)\]])-)?(?<![\w.])", r"(?>\d{1,3}(?:,\d{3})+(?![\d,])|\d+)"
+_NUMBER = re.compile(rf"{_SIGN}{_WHOLE}(?>(?:\.\d+)?)(?:[eE][+-]?\d{{1,3}})?(?!\d)")
 _TRIVIAL = (-1, 0, 1)  # too easily the result of something
-_REMEMBERED = 64  # the last numbers that are tried in pairs
+_REMEMBERED = 8  # the last numbers that are tried in pairs: of many, some two give any number
 _DIGITS = 60  # a longer number is compared as text
 
 
@@ -79,9 +81,9 @@ def answer_claims(rollout: Trajectory) -> list[Claim]:
 
 
 def is_supported(claims: Sequence[Claim]) -> bool:
-    """Does an answer rest on the tool: some claim copied or computed, and none unsupported?"""
-    origins = {claim.origin for claim in claims}
-    return Origin.UNSUPPORTED not in origins and bool(origins & {Origin.COPIED, Origin.COMPUTED})
+    """Does an answer rest on the tool: some claim copied or computed from an output, and none unsupported?"""
+    by_tool = any(claim.origin is not Origin.RESTATED and max(claim.sources, default=PROMPT) >= 0 for claim in claims)
+    return by_tool and all(claim.origin is not Origin.UNSUPPORTED for claim in claims)
 
 
 def verified(claim: Claim, rollout: Trajectory, run: Callable[[str], ExecutionResult]) -> bool:
@@ -92,7 +94,7 @@ def verified(claim: Claim, rollout: Trajectory, run: Callable[[str], ExecutionRe
 
     False for a claim that nothing supports.
     """
-    if claim.origin is Origin.UNSUPPORTED:
+    if claim.origin is Origin.UNSUPPORTED or not claim.sources:
         return False
     known = _Known(rollout.problem.question)
     for j, turn in enumerate(rollout.turns[: max(claim.sources) + 1]):
@@ -107,42 +109,54 @@ def as_value(text: str) -> Value:
     >>> as_value("1,430.0"), as_value(" Anna  Berg")
     (Fraction(1430, 1), 'anna berg')
     """
-    whole = text.strip()
+    whole = text.replace("\u2212", "-").strip().strip(".,;:!?*\"'` ")
     if len(whole) <= _DIGITS and _NUMBER.fullmatch(whole):
         return Fraction(whole.replace(",", ""))
     return " ".join(whole.lower().split())
 
 
 class _Known:
-    """The values that stand in the question and in the outputs so far, the last one first."""
+    """The values that stand in the question and in the outputs so far."""
 
     def __init__(self, question: str) -> None:
-        self.texts: list[tuple[int, frozenset[Fraction], str, dict]] = []
+        #: of each text: where it stands, its numbers and words, and those that are no source there
+        self.texts: list[tuple[int, tuple[Fraction, ...], str, set[Fraction], str]] = []
         self.numbers: dict[Fraction, int] = {}  # where each was last seen
-        self._add(PROMPT, question, {})
+        self._add(PROMPT, question, set(), "")
 
     def add(self, turn: int, code: str, output: str) -> None:
-        self._add(turn, output, {value: self.origin(value) for value in map(as_value, _echoed(code))})
+        """An output is no source of what its own code says without one, or only prints as it is written."""
+        numbers, words, printed = set(), [], _echoed(code)
+        for text in _literals(code):
+            inside = {value for value in _read(text)[0] if text in printed or not self._supports(value)}
+            numbers |= inside
+            if text in printed or not self._supports(as_value(text)):
+                words.append(_read(text)[1])
+        self._add(turn, output, numbers, " ".join(words))
 
-    def _add(self, place: int, text: str, echoes: dict[Value, tuple[Origin, tuple[int, ...]]]) -> None:
+    def _add(self, place: int, text: str, numbers_not: set[Fraction], words_not: str) -> None:
         numbers, words = _read(text)
-        self.texts.append((place, numbers, words, echoes))
+        self.texts.append((place, numbers, words, numbers_not, words_not))
         for value in numbers:
-            if echoes.get(value, (None,))[0] is not Origin.UNSUPPORTED:
+            if value not in numbers_not:
                 self.numbers.pop(value, None)
                 self.numbers[value] = place
 
+    def _supports(self, value: Value) -> bool:
+        return self.origin(value)[0] is not Origin.UNSUPPORTED
+
     def origin(self, value: Value) -> tuple[Origin, tuple[int, ...]]:
-        for place, numbers, words, echoes in reversed(self.texts):
-            if value in numbers if isinstance(value, Fraction) else _holds(words, value):
-                plain = (Origin.RESTATED if place == PROMPT else Origin.COPIED, (place,))
-                return echoes.get(value, plain)
-        if isinstance(value, Fraction) and value not in _TRIVIAL:
-            for a, place in reversed([*self.numbers.items()][-_REMEMBERED:]):
+        number = isinstance(value, Fraction)
+        for place, numbers, words, numbers_not, words_not in reversed(self.texts):
+            held = value in numbers if number else _holds(words, value)
+            if held and not (value in numbers_not if number else _holds(words_not, value)):
+                return Origin.RESTATED if place == PROMPT else Origin.COPIED, (place,)
+        if number and value not in _TRIVIAL:
+            recent = [(a, place) for a, place in self.numbers.items() if a not in _TRIVIAL][-_REMEMBERED:]
+            for a, place in reversed(recent):
                 # What b would have to be, so that a+b, a-b, b-a, a*b, a/b or b/a is the value.
-                others = [value - a, a - value, value + a, *([value / a, value * a] if a else []), a / value]
-                for b in others:
-                    if b in self.numbers and a not in _TRIVIAL and b not in _TRIVIAL:
+                for b in (value - a, a - value, value + a, value / a, a / value, value * a):
+                    if b != a and b not in _TRIVIAL and b in self.numbers:
                         return Origin.COMPUTED, tuple(sorted({place, self.numbers[b]}))
         return Origin.UNSUPPORTED, ()
 
@@ -150,15 +164,17 @@ class _Known:
 def _of_answer(rollout: Trajectory, known: _Known) -> list[Claim]:
     if rollout.answer is None:
         return []
-    found = [match[0] for match in _NUMBER.finditer(rollout.answer)] or [rollout.answer.strip()]
+    found = [match[0] for match in _NUMBER.finditer(rollout.answer.replace("\u2212", "-"))] or [rollout.answer.strip()]
     return [Claim(text, len(rollout.turns) - 1, True, *known.origin(as_value(text))) for text in found]
 
 
 @lru_cache(maxsize=4096)
-def _read(text: str) -> tuple[frozenset[Fraction], str]:
-    """The numbers of a text, and its words."""
+def _read(text: str) -> tuple[tuple[Fraction, ...], str]:
+    """The numbers of a text, each once, and its words."""
+    text = text.replace("\u2212", "-")  # the minus sign
     values = (as_value(match[0]) for match in _NUMBER.finditer(text))
-    return frozenset(value for value in values if isinstance(value, Fraction)), " ".join(text.lower().split())
+    numbers = dict.fromkeys(value for value in values if isinstance(value, Fraction))
+    return tuple(numbers), " ".join(text.lower().split())
 
 
 def _holds(text: str, words: str) -> bool:
