@@ -160,3 +160,9 @@ def test_an_evaluation_tells_supported_answers_from_others():
         "answer/right_if_not": 0.5,
     }
     assert set(describe_support([rollouts[-1]], [0]).values()) == {0.0}
+
+
+def test_of_two_outputs_the_last_is_named():
+    found = told("?", ("f()", "5 Anna"), ("g()", "5 Anna"), answer="5")
+    assert origins(answer_claims(found)) == [("5", "copied", (1,))]
+    assert origins(answer_claims(replace(found, answer="Anna"))) == [("Anna", "copied", (1,))]
