@@ -210,11 +210,9 @@ def equality(day: Day) -> Parts:
 def beside_trl(case: str, day: Day) -> Parts:
     def compare() -> Figures:
         need("trl", "bitsandbytes")
-        import trl
         import vs_trl
 
-        load = hermes.LOADS[case]
-        template = (Path(trl.__file__).parent / "chat_templates" / "qwen2_5.jinja").read_text("utf-8")
+        load, template = hermes.LOADS[case], vs_trl.chat_template()
         shape = day.size(SHAPES["Qwen2.5-1.5B"], {**SMALL, "max_position_embeddings": 8192})
         how = {"shape": shape, "device": day.device, "steps": day.size(240, 2)}
         folder = make_once(day.work / f"trl-{case}", lambda folder: hermes.make_model(folder, load, template, **how))

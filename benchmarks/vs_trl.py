@@ -72,6 +72,11 @@ class Case:
         return hermes.coin_task(128, self.load.words)
 
 
+def chat_template() -> str:
+    """TRL's own for Qwen2.5, which both sides use."""
+    return (Path(trl.__file__).parent / "chat_templates" / "qwen2_5.jinja").read_text("utf-8")
+
+
 class Watch:
     """Seconds of a step and of its rollouts: wall, and CPU, which other work on the machine changes less."""
 
@@ -277,8 +282,7 @@ def main() -> None:
     model = args.base.name if args.base else "tiny"
     folder = MODELS / f"{model}-{args.case}"
     if not folder.is_dir():
-        template = Path(trl.__file__).parent / "chat_templates" / "qwen2_5.jinja"
-        hermes.make_model(folder, load, template.read_text("utf-8"), args.base, device=device)
+        hermes.make_model(folder, load, chat_template(), args.base, device=device)
     if args.words is not None:
         load = replace(load, words=args.words)
     case = Case(load, folder, args.tool, args.steps, args.problems, None, device)

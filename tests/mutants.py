@@ -146,7 +146,7 @@ MUTANTS = [
     Mutant("later: void turns are trained", "credit/later.py", "[0.0] * len(row) if out else row for", "row for", LATER),
     Mutant("an echo is a source", "credit/provenance.py", "if text in printed or not self._supports(value)}", "if False}", "tests/test_provenance.py"),
     Mutant("a part of a word is the word", "credit/provenance.py", 'rf"(?<!\\w){re.escape(words)}(?!\\w)"', "re.escape(words)", "tests/test_provenance.py"),
-    Mutant("verified without a run", "credit/provenance.py", 'run(turn.code or "").stdout', "turn.result.stdout", "tests/test_provenance.py"),
+    Mutant("verified without a run", "credit/provenance.py", "(run(code) if run else turn.result).stdout", "turn.result.stdout", "tests/test_provenance.py"),
     Mutant("the first source is named", "credit/provenance.py", "in reversed(self.texts):", "in self.texts:", "tests/test_provenance.py"),
 ]
 # fmt: on

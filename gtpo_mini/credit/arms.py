@@ -41,13 +41,8 @@ ARMS: dict[str, Credit] = {
     "+progress": replace(_GTPO, progress=0.5),
 }
 
-VARIANTS = (
-    "potential",
-    "no_penalty",
-    "normalize_centred",
-    "spare_hopeless",
-    "+progress",
-)  #: arms that are no part of the paper
+#: Arms that are no part of the paper.
+VARIANTS = ("potential", "no_penalty", "normalize_centred", "spare_hopeless", "+progress")
 
 _NAMED: dict[str, CreditAssignment] = {**ARMS, **LATER}
 

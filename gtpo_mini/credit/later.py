@@ -35,8 +35,9 @@ def dr_grpo_advantages(rewards: Sequence[float], groups: Sequence[int]) -> list[
     >>> dr_grpo_advantages([1.0, 0.0, 0.0, 0.0, 1.0], groups=[0, 0, 0, 0, 1])
     [0.75, -0.25, -0.25, -0.25, 0.0]
     """
-    means = {group: statistics.fmean(r for r, g in zip(rewards, groups, strict=True) if g == group) for group in groups}
-    return [reward - means[group] for reward, group in zip(rewards, groups, strict=True)]
+    pairs = list(zip(rewards, groups, strict=True))
+    means = {group: statistics.fmean(r for r, other in pairs if other == group) for group in set(groups)}
+    return [reward - means[group] for reward, group in pairs]
 
 
 def mt_grpo_advantages(
@@ -105,9 +106,8 @@ def hybrid_advantages(
     >>> [[round(a, 3) for a in row] for row in found]  # those of `gtpo_advantages`, and 0.3 of 1 or -1
     [[0.3, 1.525], [-1.525]]
     """
-    whole = [[*row[:-1], row[-1] + outcome] for row, outcome in zip(rewards, outcomes, strict=True)]
     episode = grpo_advantages(outcomes, groups)
-    found = gtpo_advantages(whole, gamma, groups=groups)
+    found = gtpo_advantages(_plus(rewards, outcomes), gamma, groups=groups)
     return [[a + weight * e for a in row] for row, e in zip(found, episode, strict=True)]
 
 
@@ -239,9 +239,9 @@ class MTGRPO:
         rewards = [turn_rewards(rollout, 0.0, self.format_penalty) for rollout in rollouts]
         for row, rollout in zip(rewards, rollouts, strict=True):
             row[:] = [r + self.progress * turn.progress for r, turn in zip(row, rollout.turns, strict=True)]
-        ran = [[turn.result is not None for turn in rollout.turns] for rollout in rollouts]
         own = [
-            [r if has else None for r, has in zip(row, of, strict=True)] for row, of in zip(rewards, ran, strict=True)
+            [None if turn.result is None else r for r, turn in zip(row, rollout.turns, strict=True)]
+            for row, rollout in zip(rewards, rollouts, strict=True)
         ]
         return _plus(rewards, outcomes), mt_grpo_advantages(outcomes, own, groups, self.weight)
 
@@ -370,5 +370,6 @@ def _at_the_end(rollouts: Sequence[Trajectory], outcomes: Sequence[float]) -> Ro
     return _plus([[0.0] * len(rollout.turns) for rollout in rollouts], outcomes)
 
 
-def _plus(rewards: Rows, outcomes: Sequence[float]) -> Rows:
+def _plus(rewards: Sequence[Sequence[float]], outcomes: Sequence[float]) -> Rows:
+    """The outcome is earned at the last turn."""
     return [[*row[:-1], row[-1] + outcome] for row, outcome in zip(rewards, outcomes, strict=True)]

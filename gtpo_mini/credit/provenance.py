@@ -73,11 +73,7 @@ def provenance(rollout: Trajectory) -> list[Claim]:
 
 def answer_claims(rollout: Trajectory) -> list[Claim]:
     """Those of `provenance` that the answer makes; none where there is no answer."""
-    known = _Known(rollout.problem.question)
-    for j, turn in enumerate(rollout.turns):
-        if turn.result is not None:
-            known.add(j, turn.code or "", turn.result.stdout)
-    return _of_answer(rollout, known)
+    return _of_answer(rollout, _known(rollout, len(rollout.turns)))
 
 
 def is_supported(claims: Sequence[Claim]) -> bool:
@@ -96,10 +92,7 @@ def verified(claim: Claim, rollout: Trajectory, run: Callable[[str], ExecutionRe
     """
     if claim.origin is Origin.UNSUPPORTED or not claim.sources:
         return False
-    known = _Known(rollout.problem.question)
-    for j, turn in enumerate(rollout.turns[: max(claim.sources) + 1]):
-        if turn.result is not None:
-            known.add(j, turn.code or "", run(turn.code or "").stdout)
+    known = _known(rollout, max(claim.sources) + 1, run)
     return known.origin(as_value(claim.text)) == (claim.origin, claim.sources)
 
 
@@ -159,6 +152,16 @@ class _Known:
                     if b != a and b not in _TRIVIAL and b in self.numbers:
                         return Origin.COMPUTED, tuple(sorted({place, self.numbers[b]}))
         return Origin.UNSUPPORTED, ()
+
+
+def _known(rollout: Trajectory, turns: int, run: Callable[[str], ExecutionResult] | None = None) -> _Known:
+    """What stands in the question and the outputs of the first turns, as they were, or as ``run`` makes them again."""
+    known = _Known(rollout.problem.question)
+    for j, turn in enumerate(rollout.turns[:turns]):
+        if turn.result is not None:
+            code = turn.code or ""
+            known.add(j, code, (run(code) if run else turn.result).stdout)
+    return known
 
 
 def _of_answer(rollout: Trajectory, known: _Known) -> list[Claim]:

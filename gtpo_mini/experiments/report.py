@@ -323,7 +323,7 @@ def results_text(folder: Path = RUNS) -> str:
     """``docs/results.md``, from the recorded runs alone; its template calls the functions of this module."""
     template = (ROOT / "gtpo_mini" / "assets" / "results.md").read_text(encoding="utf-8")
     runs = {"ablation": load_runs(folder / "ablation"), "regimes": load_regime_runs(folder), "folder": folder}
-    runs |= {"study": load_study(folder), "meters": load_meters(folder / "meter")}
+    runs["study"] = load_study(folder)
     return Template(template, undefined=StrictUndefined, keep_trailing_newline=True).render(globals() | runs)
 
 

@@ -135,9 +135,7 @@ def run_page(folder: str | Path) -> str:
         last = [one for one in last if one["step"] == last[-1]["step"]]
         last.sort(key=lambda one: -sum(turn.get("reward", 0.0) for turn in one["turns"]))
         shown = [(kind, _shown(one)) for kind, part in (("best", last[:2]), ("worst", last[-2:])) for one in part]
-    environment = {
-        key: run.header[key] for key in ("policy", "task", "command", "commit", "versions", "device", "threads")
-    }
+    environment = {key: run.header[key] for key in _ENVIRONMENT}
     svg = Markup(drawn.getvalue().decode().partition("?>")[2])
     page = _ASSETS.get_template("run.html")
     facts = {"few": few, "steps": len(steps), "wanted": run.header["config"]["steps"], "told": told, "ends": ends}

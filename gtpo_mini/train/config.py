@@ -74,12 +74,7 @@ class TrainConfig:
         >>> TrainConfig(credit=ARMS["grpo"]).record()["credit"]["rewards"]
         'trajectory'
         """
-        if isinstance(self.credit, Credit):
-            return {**vars(self), "credit": asdict(self.credit)}
-        if is_dataclass(self.credit):  # with its settings: a run goes on under the same ones only
-            return {**vars(self), "credit": f"{type(self.credit).__module__}:{self.credit!r}"}
-        kind = self.credit if hasattr(self.credit, "__qualname__") else type(self.credit)
-        return {**vars(self), "credit": f"{kind.__module__}:{kind.__qualname__}"}
+        return {**vars(self), "credit": _record_credit(self.credit)}
 
     @classmethod
     def from_record(cls, values: Mapping[str, Any]) -> TrainConfig:
@@ -91,10 +86,19 @@ class TrainConfig:
         values = translate_config(values)
         if not isinstance(values["credit"], Mapping):
             for credit in LATER.values():
-                if cls(credit=credit).record()["credit"] == values["credit"]:
+                if _record_credit(credit) == values["credit"]:
                     return cls(**{**values, "credit": credit})
             raise ValueError(f"credit={values['credit']!r} is an own function: give it to TrainConfig yourself")
         return cls(**{**values, "credit": Credit(**values["credit"])})
+
+
+def _record_credit(credit: CreditAssignment) -> dict[str, Any] | str:
+    if isinstance(credit, Credit):
+        return asdict(credit)
+    if is_dataclass(credit):  # with its settings: a run goes on under the same ones only
+        return f"{type(credit).__module__}:{credit!r}"
+    kind = credit if hasattr(credit, "__qualname__") else type(credit)
+    return f"{kind.__module__}:{kind.__qualname__}"
 
 
 def translate_config(config: Mapping[str, Any]) -> dict[str, Any]:
