@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import multiprocessing
 import os
@@ -13,6 +14,7 @@ from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import replace
 from multiprocessing import connection
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -205,10 +207,9 @@ def _run_all(jobs: Sequence[tuple], profile: str | None, processes: int, options
     context = multiprocessing.get_context("spawn")  # a fork would inherit torch's locks
     # Read by a process as it starts: one thread each, and no bar of their own.
     inherited = {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
-    # The C library gives back little of what a run took: after 27 runs of 140 steps a process held 3 GB.
-    pool = ProcessPoolExecutor(processes, context, initializer=_one_thread, max_tasks_per_child=10)
+    pool = ProcessPoolExecutor(processes, context, initializer=_one_thread)
     with patch.dict(os.environ, inherited), pool, tqdm(total=total) as bar:
-        futures = [pool.submit(run_arm, *job, profile, **{**options, **changes}) for *job, changes in jobs]
+        futures = [pool.submit(_run_and_trim, *job, profile, **{**options, **changes}) for *job, changes in jobs]
         while wait(futures, timeout=0.5).not_done:
             if failed := next((f for f in futures if f.done() and f.exception()), None):
                 pool.shutdown(cancel_futures=True)
@@ -223,6 +224,14 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
     parent = multiprocessing.parent_process().sentinel
     threading.Thread(target=lambda: (connection.wait([parent]), os._exit(1)), daemon=True).start()
+
+
+def _run_and_trim(*arguments: Any, **options: Any) -> RecordedRun:
+    """`run_arm`; of what it took, glibc gives back little by itself: after 27 runs a process held 3 GB."""
+    run = run_arm(*arguments, **options)
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
+    return run
 
 
 def _show_progress(bar: tqdm, folders: list[tuple[str, int, Path]], finished: dict[Path, int]) -> None:
