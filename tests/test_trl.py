@@ -105,10 +105,10 @@ def test_what_trls_own_loop_made_is_read_turn_by_turn():
     completions = [[broken, error, said, told, {"role": "assistant", "content": "4"}], "no messages"]
     out = {
         "completion_ids": torch.tensor([[1, 1, 7, 2, 7, 7, 3], [5, 5, 0, 0, 0, 0, 0]]),
-        "completion_mask": torch.tensor([[1] * 7, [1, 1, 0, 0, 0, 0, 0]]),
         "tool_mask": torch.tensor([[1, 1, 0, 1, 0, 0, 1], [1] * 7]),
     }
-    first, second = ours.read_rollouts(["?", "?"], completions, out)
+    ids = [[1, 1, 7, 2, 7, 7, 3], [5, 5]]
+    first, second = ours.read_rollouts(["?", "?"], completions, ids, out["tool_mask"])
     assert [turn.invalid_call for turn in first.turns] == [True, False, False] and first.code == "print(4)"
     assert [turn.code for turn in first.turns] == ['{"what": "x"}', "print(4)", None]
     assert first.turn_index == (0, 0, 0, 1, 1, 1, 2) and first.loss_mask == (1, 1, 0, 1, 0, 0, 1)
@@ -118,9 +118,13 @@ def test_what_trls_own_loop_made_is_read_turn_by_turn():
     found = ours.turn_advantages([first, second], advantages, out["completion_ids"]).tolist()
     (a, b, c), (d,) = advantages
     assert found == [pytest.approx([a, a, 0, b, 0, 0, c]), pytest.approx([d, d, 0, 0, 0, 0, 0])]
+    masked = ours.read_rollouts(["?", "?"], completions, ids, 0 * out["tool_mask"])  # mask_truncated_completions
+    assert masked[0].turns == first.turns and ARMS["+returns"](masked, [1.0, 0.0], 2)[0] == rewards
+    assert not ours.turn_advantages(masked, advantages, out["completion_ids"]).any()
 
 
-def test_it_drops_into_a_script_that_uses_trls_trainer(model_folder, tmp_path):
+@pytest.mark.parametrize("changes", [{}, {"mask_truncated_completions": True}])
+def test_it_drops_into_a_script_that_uses_trls_trainer(changes, model_folder, tmp_path):
     """One turn a rollout and no tool: the advantages are GRPO's, for the rewards differ by what all have."""
 
     def length(completion_ids, **_):
@@ -128,18 +132,19 @@ def test_it_drops_into_a_script_that_uses_trls_trainer(model_folder, tmp_path):
 
     args = ours.GRPOConfig(
         str(tmp_path), per_device_train_batch_size=4, num_generations=4, max_steps=1, use_cpu=True, bf16=False,
-        max_completion_length=8, report_to=[], save_strategy="no", gradient_checkpointing=False, seed=1,
+        max_completion_length=8, report_to=[], save_strategy="no", gradient_checkpointing=False, seed=1, **changes,
     )  # fmt: skip
     rows = Dataset.from_dict({"prompt": ["one two", "three"] * 4})
     trainer = ours.GTPOTrainer(model=str(model_folder), reward_funcs=[length], args=args, train_dataset=rows)
     score, seen = trainer._generate_and_score_completions, []
     trainer._generate_and_score_completions = lambda inputs: seen.append(score(inputs)) or seen[-1]
     trainer.train()
-    lengths = [min(int(row.sum()), 8) / 8 for row in seen[0]["completion_mask"]]
+    lengths = [min(len(rollout.token_ids), 8) / 8 for rollout in trainer.rollouts]
     (expected,) = (ARMS["grpo_accuracy"](trainer.rollouts, lengths, 4)[1],)
     masks = seen[0]["completion_mask"].bool()
     for row, mask, (value,) in zip(seen[0]["advantages"], masks, expected, strict=True):
         assert row[mask].tolist() == pytest.approx([value] * int(mask.sum()), abs=1e-3) and not row[~mask].any()
+    assert (not masks.all(1).any()) == bool(changes)  # some run into max_completion_length
 
 
 def test_another_version_and_settings_without_meaning_are_refused(tmp_path, monkeypatch):

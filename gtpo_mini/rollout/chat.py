@@ -9,11 +9,12 @@ never encoded again.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..policy.model import Policy
-from ..types import ExecutionResult, Problem
+from ..types import ExecutionResult, Problem, Turn
 from .protocol import ToolProtocol
 
 # For a template that does not describe tools itself: what those of Qwen2.5 and Hermes say, shortened.
@@ -104,3 +105,26 @@ class Chat:
 
     def _encode_frame(self, text: str) -> list[int]:
         return self.policy.tokenizer.encode(text, add_special_tokens=False)
+
+
+def read_messages(messages: Sequence[Mapping[str, Any]]) -> list[Turn]:
+    """The turns of a chat that other code held: an assistant's message each, with its calls and what they gave.
+
+    A call's code is its argument ``code``, or all of its arguments as JSON; one that failed gave ``{'error': ...``, as
+    TRL writes it.
+
+    >>> call = {"function": {"name": "python", "arguments": {"code": "print(4)"}}}
+    >>> told = {"role": "tool", "content": "4"}
+    >>> read_messages([{"role": "assistant", "tool_calls": [call]}, told])[0].result.stdout
+    '4'
+    """
+    turns: list[Turn] = []
+    for message in messages:
+        if message["role"] == "assistant":
+            calls = [call["function"]["arguments"] for call in message.get("tool_calls") or ()]
+            code = "\n".join(call.get("code") or json.dumps(call) for call in calls)
+            turns.append(Turn(str(message.get("content") or ""), code=code or None))
+        elif turns:
+            told = str(message["content"])
+            turns[-1] = replace(turns[-1], result=ExecutionResult(not told.startswith("{'error':"), told))
+    return turns

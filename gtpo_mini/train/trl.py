@@ -6,11 +6,11 @@ turn; and for a task of ours also the rollouts, in our sandbox.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
-from itertools import accumulate, pairwise
+from importlib.metadata import version
+from importlib.util import find_spec
+from itertools import accumulate, pairwise, product
 from typing import Any
 
 import torch
@@ -20,21 +20,21 @@ from datasets import Dataset
 from ..credit.arms import ARMS, assign_credit
 from ..credit.credit import CreditAssignment
 from ..policy.model import Policy
+from ..rollout.chat import read_messages
 from ..rollout.engine import RolloutEngine
 from ..rollout.protocol import ToolProtocol, load_protocol
 from ..rollout.settings import SamplingSettings
 from ..sandbox import Sandbox
 from ..tasks.task import Task
-from ..types import ExecutionResult, Problem, StopReason, Trajectory, Turn
+from ..types import Problem, StopReason, Trajectory, Turn
+from .loss import per_token, prompt_of
 
 TESTED = "1.16"  #: TRL's version whose inner methods are used here
-try:
-    _FOUND = version("trl")
-except PackageNotFoundError as error:
-    raise ImportError(f"GTPOTrainer needs TRL: pip install 'trl=={TESTED}.*'") from error
-if not _FOUND.startswith(f"{TESTED}."):
-    text = f"trl {_FOUND}: GTPOTrainer builds on inner methods of TRL {TESTED}, and was tested with no other"
-    raise ImportError(f"{text}; pip install 'trl=={TESTED}.*'")
+if find_spec("trl") is None or not version("trl").startswith(f"{TESTED}."):
+    found = version("trl") if find_spec("trl") else "is not installed"
+    raise ImportError(
+        f"trl {found}: GTPOTrainer builds on inner methods of TRL {TESTED}; pip install 'trl=={TESTED}.*'"
+    )
 
 from trl import GRPOConfig, GRPOTrainer  # noqa: E402  (the check of its version comes first)
 from trl.models import unwrap_model_for_generation  # noqa: E402
@@ -79,70 +79,61 @@ class GTPOTrainer(GRPOTrainer):
         problems = {problem.question: problem for problem in task.problems}
 
         def roll_out(prompts: Sequence[str], trainer: GTPOTrainer) -> dict[str, list]:
-            asked, group, first = [problems[one] for one in prompts], trainer.num_generations, trainer._first(prompts)
-            whole = len(prompts) % group == 0 and first % group == 0  # then a shared prompt is computed once
-            gathered = unwrap_model_for_generation(
-                trainer.model_wrapped, trainer.accelerator, gather_deepspeed3_params=args.ds3_gather_for_generation
-            )
-            with gathered, trainer._dist.summon_full_params(trainer.model_wrapped, recurse=False):
-                how = {"seed": args.seed * 10**6 + trainer.state.global_step, "task": task, "first": first}
-                rollouts = engine.generate(*((asked[::group], group) if whole else (asked, 1)), **how)
-            trainer.rollouts = rollouts
-            return {
-                "prompt_ids": [list(r.token_ids[: r.prompt_length]) for r in rollouts],
-                "completion_ids": [list(r.token_ids[r.prompt_length :]) for r in rollouts],
-                "logprobs": [list(r.logprobs[r.prompt_length :]) for r in rollouts],
-                "env_mask": [list(r.loss_mask[r.prompt_length :]) for r in rollouts],
-                "outcome": [float(task.grade(r.problem, r.answer)) for r in rollouts],
-            }
+            asked, group = [problems[one] for one in prompts], trainer.num_generations
+            first = trainer.accelerator.process_index * len(asked)  # the number of this process's first rollout
+            whole = len(asked) % group == first % group == 0  # then a shared prompt is computed once
+            how = {"seed": args.seed * 10**6 + trainer.state.global_step, "task": task, "first": first}
+            model, gather = trainer.model_wrapped, {"gather_deepspeed3_params": args.ds3_gather_for_generation}
+            unwrapped = unwrap_model_for_generation(model, trainer.accelerator, **gather)
+            with unwrapped, trainer._dist.summon_full_params(model, recurse=False):
+                trainer.rollouts = engine.generate(*((asked[::group], group) if whole else (asked, 1)), **how)
+            columns = {"completion_ids": "token_ids", "logprobs": "logprobs", "env_mask": "loss_mask"}
+            out: dict[str, list] = {key: [] for key in columns}
+            for rollout, (key, own) in product(trainer.rollouts, columns.items()):
+                out[key].append(list(getattr(rollout, own)[rollout.prompt_length :]))
+            out["prompt_ids"] = [list(prompt_of(rollout)) for rollout in trainer.rollouts]
+            return out | {"outcome": [float(task.grade(r.problem, r.answer)) for r in trainer.rollouts]}
 
-        rows = Dataset.from_dict({"prompt": list(problems)})
-        own = {"train_dataset": rows, "processing_class": policy.tokenizer, "rollout_func": roll_out}
-        return cls(policy.model, accuracy, args, credit=credit, **own, **options)
+        def accuracy(outcome: Sequence[float], **_: Any) -> list[float]:
+            return list(outcome)
 
-    def _first(self, prompts: Sequence[Any]) -> int:
-        return self.accelerator.process_index * len(prompts)  # the number of this process's first rollout
+        own = {"processing_class": policy.tokenizer, "rollout_func": roll_out, "credit": credit}
+        return cls(policy.model, accuracy, args, Dataset.from_dict({"prompt": list(problems)}), **own, **options)
 
-    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
-        found = super()._calculate_rewards(
-            inputs, prompts, completions, completion_ids_list
-        )  # (all rollouts, functions)
-        self._said, self._graded = (prompts, completions), (found * self.reward_weights.to(found.device)).nansum(1)
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, ids: Any) -> torch.Tensor:
+        found = super()._calculate_rewards(inputs, prompts, completions, ids)  # (all rollouts, functions)
+        self._said, self._graded = (prompts, completions, ids), (found * self.reward_weights.to(found.device)).nansum(1)
         return found
 
     def _generate_and_score_completions(self, inputs: list[Mapping[str, Any]]) -> dict[str, Any]:
         self.rollouts = []
         out = super()._generate_and_score_completions(inputs)
-        mine = self.rollouts = self.rollouts or read_rollouts(*self._said, out)
-        rollouts, first = gather_object(mine), self._first(mine)
+        mine = self.rollouts = self.rollouts or read_rollouts(*self._said, out.get("tool_mask", out["completion_mask"]))
+        rollouts, first = gather_object(mine), self.accelerator.process_index * len(mine)
         rewards, advantages = assign_credit(self.credit, rollouts, self._graded.tolist(), self.num_generations)
         out["advantages"] = turn_advantages(mine, advantages[first : first + len(mine)], out["completion_ids"])
-        self._metrics["train" if self.model.training else "eval"]["turn_reward"].append(
-            sum(map(sum, rewards)) / len(rewards)
-        )
+        of_now = self._metrics["train" if self.model.training else "eval"]
+        of_now["turn_reward"].append(sum(map(sum, rewards)) / len(rewards))
         return out
 
 
-def read_rollouts(prompts: Sequence[Any], completions: Sequence[Any], out: Mapping[str, Any]) -> list[Trajectory]:
-    """Trajectories, from their first completion token on, of what TRL's own tool loop made: messages, ids and masks."""
+def read_rollouts(
+    prompts: Sequence[Any], completions: Sequence[Any], ids: Sequence[Sequence[int]], masks: torch.Tensor
+) -> list[Trajectory]:
+    """Trajectories, from their first completion token on, of what TRL's own tool loop made.
+
+    Args: B prompts, B completions (messages, or a text), their token ids, and which of them the policy wrote (B, T).
+    """
     rollouts = []
-    masks = (out["completion_ids"], out["completion_mask"], out.get("tool_mask", out["completion_mask"]))
-    for prompt, messages, *row in zip(prompts, completions, *(mask.tolist() for mask in masks), strict=True):
-        ids, mine = zip(*((token, said) for token, real, said in zip(*row, strict=True) if real), strict=True)
+    for prompt, messages, tokens, mask in zip(prompts, completions, ids, masks.tolist(), strict=True):
+        mine = tuple(mask[: len(tokens)])
         index = [0, *accumulate(int(said and not before) for before, said in pairwise(mine))]
-        turns = []
-        for message in messages if isinstance(messages, list) else [{"role": "assistant", "content": messages}]:
-            if message["role"] == "assistant":
-                calls = [call["function"]["arguments"] for call in message.get("tool_calls") or ()]
-                code = "\n".join(call.get("code") or json.dumps(call) for call in calls)
-                turns.append(Turn(str(message.get("content") or ""), code=code or None))
-            elif turns:
-                told = str(message["content"])
-                turns[-1] = replace(turns[-1], result=ExecutionResult(not told.startswith("{'error':"), told))
+        turns = read_messages(messages if isinstance(messages, list) else [{"role": "assistant", "content": messages}])
         turns += [Turn("")] * (index[-1] + 1 - len(turns))
+        count = index[-1] + 1 if any(mine) else None  # `mask_truncated_completions` leaves no mask to count by
         about = {"problem": Problem("", str(prompt), ""), "stop": StopReason.ANSWER, "prompt_length": 0}
-        labels = {"token_ids": ids, "loss_mask": mine, "turn_index": tuple(index), "logprobs": (0.0,) * len(ids)}
-        rollouts.append(Trajectory(turns=tuple(turns[: index[-1] + 1]), **labels, **about))
+        labels = {"loss_mask": mine, "turn_index": tuple(index), "logprobs": (0.0,) * len(tokens)}
+        rollouts.append(Trajectory(turns=tuple(turns[:count]), token_ids=tuple(tokens), **labels, **about))
     return rollouts
 
 
@@ -154,13 +145,7 @@ def turn_advantages(
     Args: B rollouts, one list of turn advantages each, and the padded ids (B, T) that TRL made of the completions.
     """
     found = torch.zeros(completion_ids.shape)
-    for row, (rollout, advantages_N) in enumerate(zip(rollouts, advantages, strict=True)):
-        tokens = zip(rollout.turn_index, rollout.loss_mask, strict=True)
-        values = [advantages_N[turn] if is_policy else 0.0 for turn, is_policy in tokens][rollout.prompt_length :]
-        found[row, : len(values)] = torch.tensor(values)
+    for row, rollout, own in zip(found, rollouts, advantages, strict=True):
+        mask = torch.tensor(rollout.loss_mask[rollout.prompt_length :], dtype=torch.bool)
+        row[: len(mask)][mask] = per_token([rollout], [own], found.device)[1]
     return found.to(completion_ids.device)
-
-
-def accuracy(outcome: Sequence[float], **_: Any) -> list[float]:
-    """TRL's reward function of a task: what its grader said."""
-    return list(outcome)
