@@ -152,7 +152,7 @@ def test_another_version_and_settings_without_meaning_are_refused(tmp_path, monk
         with pytest.raises(ValueError, match=f"{name}=True: .*; set it to False"):
             make(tmp_path, 8, 1, **{name: True})
     monkeypatch.setattr("importlib.metadata.version", lambda name: "1.17.0")
-    with pytest.raises(ImportError, match=r"trl 1.17.0: .* TRL 1.16, .*pip install 'trl==1.16"):
+    with pytest.raises(ImportError, match=r"trl 1.17.0: .* TRL 1.16; pip install 'trl==1.16"):
         importlib.reload(ours)
     monkeypatch.undo()
     importlib.reload(ours)

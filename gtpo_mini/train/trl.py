@@ -32,9 +32,7 @@ from .loss import per_token, prompt_of
 TESTED = "1.16"  #: TRL's version whose inner methods are used here
 if find_spec("trl") is None or not version("trl").startswith(f"{TESTED}."):
     found = version("trl") if find_spec("trl") else "is not installed"
-    raise ImportError(
-        f"trl {found}: GTPOTrainer builds on inner methods of TRL {TESTED}; pip install 'trl=={TESTED}.*'"
-    )
+    raise ImportError(f"trl {found}: GTPOTrainer needs TRL {TESTED}; pip install 'trl=={TESTED}.*'")
 
 from trl import GRPOConfig, GRPOTrainer  # noqa: E402  (the check of its version comes first)
 from trl.models import unwrap_model_for_generation  # noqa: E402
