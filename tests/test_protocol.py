@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gtpo_mini.rollout.observation import shown
 from gtpo_mini.rollout.protocol import last_boxed, load_protocol
+from gtpo_mini.rollout.settings import SamplingSettings
 from gtpo_mini.types import ExecutionResult
 
 PROTOCOL = load_protocol()
@@ -90,7 +92,8 @@ def test_boxed_text_comes_back(text):
 
 
 def test_tool_text_keeps_both_ends_of_long_output_and_the_error():
-    text = PROTOCOL.tool_text(ExecutionResult(ok=False, stdout="a" * 9000, error="ValueError: no"))
+    told = shown(ExecutionResult(ok=False, stdout="a" * 9000, error="ValueError: no"), "", "", SamplingSettings())
+    text = PROTOCOL.tool_text(told)
     assert len(text) < 2100 and text.rstrip().endswith("ValueError: no\n```") and "left out" in text
 
 

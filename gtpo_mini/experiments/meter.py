@@ -26,6 +26,7 @@ from ..credit.later import LATER
 from ..policy.load import load_policy
 from ..policy.model import Policy
 from ..rollout.engine import RolloutEngine
+from ..rollout.observation import run_call
 from ..rollout.protocol import ToolProtocol, load_protocol
 from ..rollout.settings import SamplingSettings
 from ..sandbox import Sandbox
@@ -72,12 +73,13 @@ class _Replayed:
     """Of a task, what the engine asks for: a session in which a state's code has run."""
 
     task: Task
+    settings: SamplingSettings
 
     def session(self, sandbox: Sandbox, problem: Problem) -> Session:
         state = problem.metadata["state"]
         session = self.task.session(sandbox, state.problem)
         for code in state.codes:
-            session.run(code)
+            run_call(session, code, self.settings)
         return session
 
     def reward_turns(self, problem: Problem, turns: Sequence[Turn]) -> list[Turn]:
@@ -263,7 +265,7 @@ def _values(
         engine = _Continuing(policy, protocol, sandbox, left)
         asked = [replace(state.problem, metadata={"state": state}) for state in found.values()]
         drawn = random.Random(f"{seed}-{turns}").getrandbits(32)
-        rollouts = engine.generate(asked, continuations, drawn, task=_Replayed(task))
+        rollouts = engine.generate(asked, continuations, drawn, task=_Replayed(task, settings))
         grades = [task.grade(rollout.problem.metadata["state"].problem, rollout.answer) for rollout in rollouts]
         halves = np.array(grades, float).reshape(len(asked), 2, -1).mean(-1)  # (states, 2)
         values |= dict(zip(found, halves, strict=True))

@@ -30,6 +30,7 @@ from .chat import Chat
 from .cuda_graph import GraphedSteps
 from .forward import CHUNK, PASS, ForwardPass
 from .memory import TrainingStopped, within_memory
+from .observation import run_call, shown
 from .protocol import ToolProtocol
 from .settings import SamplingSettings
 
@@ -310,7 +311,7 @@ class _Batch:
             rollout.session = opened
             if self.abandoned:  # meanwhile, so that nobody else closes it
                 opened.close()
-        return rollout.session.run(code)
+        return run_call(rollout.session, code, self.settings)
 
     def _take_results(self, live: list[_Ongoing]) -> None:
         """Let in the results that are due; one that keeps the others waiting for too long enters when it is there."""
@@ -333,7 +334,7 @@ class _Batch:
         result = rollout.pending.result()
         rollout.pending = None
         turn = replace(rollout.turn, result=result)
-        tool_ids = self.encode_result(result)
+        tool_ids = self.encode_result(shown(result, rollout.problem.question, turn.text, self.settings))
         if len(rollout.turns) + 1 >= self.settings.max_turns:
             self._stop(rollout, StopReason.MAX_TURNS, turn)
         elif len(rollout.ids) + len(tool_ids) >= self.context:

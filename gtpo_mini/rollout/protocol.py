@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from ..types import ExecutionResult, Problem, import_named
-
-_LONGEST_RESULT = 2000  # characters of tool output that go back to the policy
+from .observation import result_text
 
 
 @dataclass(frozen=True)
@@ -168,30 +167,6 @@ def _python_code(call: Any) -> str:
     if call["name"] != "python" or not isinstance(arguments["code"], str):
         raise ValueError
     return arguments["code"]
-
-
-def whole_text(result: ExecutionResult) -> str:
-    """Printed output, then the error if there was one."""
-    text = result.stdout.rstrip("\n")
-    return text if result.ok else f"{text}\n{result.error}".strip("\n")
-
-
-def is_cut(result: ExecutionResult) -> bool:
-    """Whether `result_text` leaves some of it out."""
-    return len(whole_text(result)) > _LONGEST_RESULT
-
-
-def result_text(result: ExecutionResult) -> str:
-    """Printed output, then the error if there was one, cut to 2,000 characters from the middle.
-
-    >>> result_text(ExecutionResult(ok=False, stdout="1\\n", error="NameError: x"))
-    '1\\nNameError: x'
-    """
-    text = whole_text(result)
-    if is_cut(result):
-        half = _LONGEST_RESULT // 2
-        text = f"{text[:half]}\n... ({len(text) - 2 * half} characters left out)\n{text[-half:]}"
-    return text
 
 
 def final_answer(text: str) -> str | None:

@@ -15,6 +15,9 @@ class SamplingSettings:
         max_turns: policy turns a rollout, at least 1.
         max_turn_tokens: policy tokens a turn, at least 1.
         max_context: tokens a rollout, prompt included; None takes the model's own limit.
+        max_output: characters of a tool's output that go back to the policy, at least 1; of a longer one its beginning
+            and its end, and what stands between is left out.
+        select_output: instead, the lines that say most about the question and the turn's text; see `select_lines`.
         rows: rollouts decoded at once.
         tool_patience: seconds that decoding waits for a tool's result at the step where it is due; a later one does
             not hold up the others, as long as fewer calls are late than the sandbox has workers. None: without end on a
@@ -25,13 +28,15 @@ class SamplingSettings:
     max_turns: int = 6
     max_turn_tokens: int = 256
     max_context: int | None = None
+    max_output: int = 2000
+    select_output: bool = False
     rows: int = 64
     tool_patience: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < 100:
             raise ValueError(f"temperature={self.temperature}: must be in [0, 100)")
-        for name in ("max_turns", "max_turn_tokens", "rows"):
+        for name in ("max_turns", "max_turn_tokens", "max_output", "rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
         if self.max_context is not None and self.max_context < 1:

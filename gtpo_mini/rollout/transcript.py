@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 from ..credit.provenance import provenance
 from ..policy.model import Policy
 from ..types import Trajectory
-from .protocol import is_cut, whole_text
+from .observation import result_text
 
 _LONGEST_CHARACTER = 8  # tokens that one character may take
 
@@ -42,8 +42,8 @@ def transcript(
         result = turn.result
         line: dict[str, Any] = {"pieces": _pieces(ids, logprobs, policy), "tool": _text(theirs, policy)}
         line |= {"code": turn.code, "failed": turn.invalid_call, "unseen": ""}
-        if result is not None and (not theirs or is_cut(result)):
-            line["unseen"] = whole_text(result)
+        if result is not None and (not theirs or len(result_text(result)) > len(line["tool"])):
+            line["unseen"] = result_text(result)
         if turn.progress:
             line["progress"] = round(turn.progress, 4)
         for name, values in (("reward", rewards), ("return", returns), ("advantage", advantages)):

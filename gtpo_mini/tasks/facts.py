@@ -53,11 +53,16 @@ def look_up(name, what, _salt={salt!r}, _table={table!r}):
 '''
 
 
+def draw_names(rng: random.Random, count: int) -> list[str]:
+    """At most 20 names that share no syllable."""
+    drawn = zip(*(rng.sample(place.split(), count) for place in _PLACES), strict=True)
+    return ["".join(syllables) for syllables in drawn]
+
+
 def draw_problem(rng: random.Random, hops: int = 3, ask: str = "entity") -> Problem:
     """One problem; ``metadata`` holds the world: ``facts`` and, of them, the ``chain``, each (name, what, value)."""
     count = hops if ask == "entity" else hops - 1
-    drawn = zip(*(rng.sample(place.split(), 1 + count + _OTHERS) for place in _PLACES), strict=True)
-    names = ["".join(syllables) for syllables in drawn]
+    names = draw_names(rng, 1 + count + _OTHERS)
     others, path = names[count + 1 :], rng.sample(sorted(PROPERTIES), count)
     facts = {}
     for name in names:

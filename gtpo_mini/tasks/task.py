@@ -19,7 +19,7 @@ import numpy as np
 from ..sandbox import Sandbox
 from ..sandbox.client import Session
 from ..types import Problem, Turn, import_named
-from . import facts, programs, questions, submissions
+from . import facts, programs, questions, submissions, workspace
 from .branching import draw_problems
 from .grading import as_number, generator_accepts, same_answer
 from .rows import SOURCES, generated_problems, load_json_lines, load_source
@@ -229,6 +229,11 @@ def _facts(split: str, size: int = 2048, seed: int = 0, hops: int = 3, ask: str 
     return Task("facts", problems, facts.grade, facts.setup, **own, split=split, guess_rate=rate)
 
 
+def _workspace(split: str, size: int = 2048, seed: int = 0, hops: int = 2, ask: str = "value") -> Task:
+    problems, wrong = workspace.draw_problems(size, split, seed, hops, ask), workspace.wrong_answers
+    return Task("workspace", problems, workspace.grade, workspace.setup, split=split, wrong_answers=wrong)
+
+
 def _strategyqa(split: str, size: int | None = None) -> Task:
     problems = questions.load_strategyqa(split, size)
     own = {"setup": questions.setup_look_up, "turn_reward": questions.reward_facts}
@@ -270,7 +275,7 @@ def _reasoning_gym(generator: str, split: str, size: int = 512, seed: int = 0) -
     return Task(f"reasoning_gym:{generator}", problems, accepts, split=split)
 
 
-_TASKS = {"branching": _branching, "programs": _programs, "facts": _facts}
+_TASKS = {"branching": _branching, "programs": _programs, "facts": _facts, "workspace": _workspace}
 _TASKS |= {name: partial(_from_source, name) for name in SOURCES}
 _TASKS |= {name: partial(_asserted, name) for name in ("humaneval", "mbpp")}
 _TASKS |= {"strategyqa": _strategyqa, "commonsense_qa": _commonsense_qa}
@@ -281,7 +286,7 @@ def list_tasks() -> list[str]:
     """The names that `load_task` knows.
 
     >>> print(*list_tasks())  # doctest: +NORMALIZE_WHITESPACE
-    branching programs facts gsm8k svamp math500 aime mbpp humaneval strategyqa commonsense_qa
+    branching programs facts workspace gsm8k svamp math500 aime mbpp humaneval strategyqa commonsense_qa
     jsonl:PATH reasoning_gym:GENERATOR MODULE:NAME
     """
     return [*_TASKS, "jsonl:PATH", "reasoning_gym:GENERATOR", "MODULE:NAME"]
@@ -298,8 +303,8 @@ def load_task(name: str, split: str = "train", **options) -> Task:
             ``split``, if it has a parameter of that name, and ``options``.
         split: "train" or "test".
         options: ``size`` (all tasks: how many problems), ``seed`` (generated tasks), ``steps`` (branching, 3-8),
-            ``difficulty`` (programs: steps of a function, 1-4), ``hops`` (facts, 2-4), ``ask`` (branching: "count" or
-            "parity"; facts: "entity" or "yes_no").
+            ``difficulty`` (programs: steps of a function, 1-4), ``hops`` (facts, 2-4; workspace, 1-4), ``ask``
+            (branching: "count" or "parity"; facts: "entity" or "yes_no"; workspace: "value" or "fault").
 
     Raises ValueError for an unknown name, split or option, or rows without question or answer, with their lines.
 

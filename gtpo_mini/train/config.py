@@ -41,6 +41,8 @@ class TrainConfig:
     max_turns: int = 6  #: policy turns a rollout
     max_turn_tokens: int = 256  #: policy tokens a turn
     max_context: int | None = None  #: tokens a rollout, prompt included; None: the model's own limit
+    max_output: int = 2000  #: characters of a tool's output that the policy sees; of more, beginning and end
+    select_output: bool = False  #: of more, rather the lines that say most about the question
     seed: int = 0  #: of problems and sampling
 
     def __post_init__(self) -> None:
@@ -65,8 +67,8 @@ class TrainConfig:
     def sampling(self, **changes) -> SamplingSettings:
         """The rollout's part of the configuration, with changes."""
         rows = min(64, self.problems_per_step * self.group_size)
-        settings = SamplingSettings(self.temperature, self.max_turns, self.max_turn_tokens, self.max_context, rows)
-        return replace(settings, **changes)
+        own = {name: getattr(self, name) for name in SamplingSettings.__dataclass_fields__ if hasattr(self, name)}
+        return replace(SamplingSettings(**own, rows=rows), **changes)
 
     def record(self) -> dict[str, Any]:
         """As plain data, for a run's header; an own function stands there by its name.
@@ -102,9 +104,10 @@ def _record_credit(credit: CreditAssignment) -> dict[str, Any] | str:
 
 
 def translate_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A recorded configuration as `TrainConfig.record` writes it now; older ones held the credit's fields."""
+    """A recorded configuration as `TrainConfig.record` writes it now; older ones lacked some, or held the credit's."""
+    config = {**{name: getattr(TrainConfig, name) for name in ("max_output", "select_output")}, **config}
     if "method" not in config:
-        return dict(config)
+        return config
     names = [field.name for field in fields(Credit)]
     rest = {key: value for key, value in config.items() if key not in (*names, "method")}
     changes = {key: config[key] for key in names if config.get(key) is not None}

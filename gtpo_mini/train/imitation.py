@@ -22,7 +22,9 @@ from ..policy.model import Policy
 from ..rollout.builder import RolloutBuilder
 from ..rollout.chat import Chat
 from ..rollout.engine import RolloutEngine
+from ..rollout.observation import run_call, shown
 from ..rollout.protocol import ToolProtocol
+from ..rollout.settings import SamplingSettings
 from ..sandbox import Sandbox
 from ..tasks.habits import Texts
 from ..tasks.rows import load_json_lines
@@ -36,11 +38,18 @@ from .metrics import run_header
 Sources = tuple[Task | None, str | None, int, int]
 
 
-def make_trace(problem: Problem, turns: Texts, chat: Chat, sandbox: Sandbox, task: Task | None = None) -> Trajectory:
+def make_trace(
+    problem: Problem,
+    turns: Texts,
+    chat: Chat,
+    sandbox: Sandbox,
+    task: Task | None = None,
+    settings: SamplingSettings = SamplingSettings(),
+) -> Trajectory:
     """A given solution as the trajectory of a rollout that wrote it; its calls are really run.
 
-    ``turns`` yields the policy's text of each turn, and is sent the result of its call; the last one has no call.
-    The setup of ``task`` runs first.
+    ``turns`` yields the policy's text of each turn, and is sent the result of its call, as the policy gets it; the last
+    one has no call. The setup of ``task`` runs first; of ``settings``, those of a tool's output hold.
     """
     policy, protocol = chat.policy, chat.protocol
     builder = RolloutBuilder(problem, chat.encode_prompt(problem))
@@ -54,13 +63,14 @@ def make_trace(problem: Problem, turns: Texts, chat: Chat, sandbox: Sandbox, tas
             if not protocol.is_complete(text):  # what ends a turn where the text itself does not
                 ids.append(policy.tokenizer.eos_token_id)
             builder.push(ids, [0.0] * len(ids))
-            result = None if parsed.code is None else session.run(parsed.code)
-            if result is not None:
-                builder.push_result(chat.encode_result(result))
-            builder.end_turn(Turn(text, code=parsed.code, result=result))
-            if result is None:
+            if parsed.code is None:
+                builder.end_turn(Turn(text))
                 break
-            text = turns.send(result)
+            result = run_call(session, parsed.code, settings)
+            told = shown(result, problem.question, text, settings)
+            builder.push_result(chat.encode_result(told))
+            builder.end_turn(Turn(text, code=parsed.code, result=result))
+            text = turns.send(told)
     return builder.freeze(StopReason.NO_ANSWER if parsed.answer is None else StopReason.ANSWER, parsed.answer)
 
 

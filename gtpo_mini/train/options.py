@@ -17,7 +17,7 @@ import tyro
 
 from .config import TrainConfig, load_profile
 
-SAMPLING = ("temperature", "max_turns", "max_turn_tokens", "max_context")
+SAMPLING = ("temperature", "max_turns", "max_turn_tokens", "max_context", "max_output", "select_output")
 ROLLOUT = (*SAMPLING, "problems_per_step", "group_size")
 RUN = ("steps", "seed")
 OPTIMISER = tuple(f.name for f in fields(TrainConfig) if f.name not in (*ROLLOUT, *RUN, "credit"))
@@ -28,7 +28,7 @@ class Model:
     """Which policy."""
 
     profile: str | None = None  # cpu, t4 or rtx: where the other defaults come from (GTPO_PROFILE, or cpu)
-    model: str = "tiny"  # tiny, tiny-programs, tiny-facts, a model folder, a run, or a hub name
+    model: str = "tiny"  # tiny, tiny-programs, tiny-facts, tiny-workspace, a model folder, a run, or a hub name
     quantize: str | None = None  # nf4: 4-bit base weights, and LoRA
     device: str = "cpu"  # cpu, cuda, ...
     lora_rank: int | None = None  # train a new LoRA adapter of this rank

@@ -1,0 +1,235 @@
+"""What goes back to the policy of a long tool output: its beginning and end, or what its question asks for.
+
+Selection takes an output as a tree of lines, by their indentation: folders, files and definitions, or a heading and
+what belongs to it. Which lines are shown under a budget of characters is a knapsack in which no line comes without
+those above it (after the sigma-Reveal of arXiv 2605.08013, whose scores are not public: these are ours). What is left
+out stands there by its line numbers, and `output(first, last)` in the session prints it.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from ..sandbox.client import Session
+from ..types import ExecutionResult
+from .settings import SamplingSettings
+
+_MOST = 1000  # lines among which is chosen; of more, those that are worth the most come into question
+_INHERITED = 0.5  # what a line is worth for a match of the one above it
+_FILL = 1e-3  # what a character is worth that matches nothing: room that is left is filled
+_ERROR = re.compile(r"[\w.]*(Error|Exception|Interrupt|Exit|Limit)\b")
+_REST = '''\
+def output(first, last, _lines={lines!r}):
+    """Print lines of the last long output; the first is 1."""
+    print("\\n".join(_lines[max(0, first - 1) : last]))
+'''
+
+
+def result_text(result: ExecutionResult) -> str:
+    """Printed output, then the error if there was one."""
+    text = result.stdout.rstrip("\n")
+    return text if result.ok else f"{text}\n{result.error}".strip("\n")
+
+
+def run_call(session: Session, code: str, settings: SamplingSettings) -> ExecutionResult:
+    """Run a turn's code; where its output will be selected from, the session keeps the whole for `output`."""
+    result = session.run(code)
+    if settings.select_output and len(text := result_text(result)) > settings.max_output:
+        session.prepare(_REST.format(lines=_folded(text, settings.max_output)))
+    return result
+
+
+def shown(result: ExecutionResult, question: str, turn: str, settings: SamplingSettings) -> ExecutionResult:
+    """The result as the policy gets it: the same if it is short enough, or else what `cut` or `select_lines` leaves."""
+    text, budget = result_text(result), settings.max_output
+    if len(text) <= budget:
+        return result
+    left = select_lines(text, question, turn, budget) if settings.select_output else cut(text, budget)
+    return replace(result, stdout=left, error="")
+
+
+def cut(text: str, budget: int) -> str:
+    """At most ``budget`` characters of a text, from its beginning and its end, and a line that says so between.
+
+    >>> print(cut("1 2 3 4 5 6 7 8 9", 6))
+    1 2
+    ... (11 characters left out)
+    8 9
+    """
+    if len(text) <= budget:
+        return text
+    half = budget // 2
+    return f"{text[:half]}\n... ({len(text) - 2 * half} characters left out)\n{text[-half:]}"
+
+
+@functools.lru_cache(1024)  # the rollouts of a group look at the same things
+def select_lines(text: str, question: str, turn: str, budget: int) -> str:
+    r"""The lines that say most about a question and a turn, in at most ``budget`` characters; gaps name what they hide.
+
+    >>> tree = "\n".join(["a/", " a.py", "  def f", "  def g", "  def k", "b/", " b.py", "  def rate", "  def h"])
+    >>> select_lines(tree, "What is the rate of b?", "", 56).splitlines()
+    ['... 5 lines: output(1, 5)', 'b/', ' b.py', '  def rate', '  def h']
+    """
+    lines = _folded(text, budget)
+    parents, values = parents_of(lines), _values(lines, question, turn)
+    numbers, above = _shortlist(parents, values)
+    gap = len(_gap(len(lines), 2 * len(lines))) + 1
+    costs = [budget + 2 if i is None else len(lines[i]) + 1 for i in numbers]
+    worth = [0.0 if i is None else values[i] for i in numbers]
+    parts, after = [], 0
+    for i in [*(numbers[n] for n in select(costs, worth, above, budget + 1, gap)), len(lines)]:
+        if i > after:
+            parts.append(_gap(after + 1, i))
+        parts += lines[i : i + 1]
+        after = i + 1
+    return "\n".join(parts)
+
+
+def _folded(text: str, budget: int) -> list[str]:
+    """The lines of a text; of one that would take a fourth of the budget, the rest goes on in lines below it."""
+    lines, width = [], max(20, budget // 4)
+    for line in text.split("\n"):
+        indent = " " * (len(line) - len(line.lstrip()) + 1)
+        lines.append(line[:width])
+        lines += [indent + line[i : i + width] for i in range(width, len(line), width)]
+    return lines
+
+
+def _gap(first: int, last: int) -> str:
+    return f"... {last - first + 1} lines: output({first}, {last})"
+
+
+def select(
+    costs: Sequence[int], values: Sequence[float], parents: Sequence[int], budget: int, gap: int = 0
+) -> list[int]:
+    """Nodes of a tree, worth most together, that cost at most ``budget``, none of them without its parent; exact.
+
+    Args:
+        costs: of N nodes in preorder (a node, then all that is below it), whole numbers from 0 up.
+        values: finite numbers from 0 up.
+        parents: each a smaller number than its node; -1: a root.
+        gap: what each run of nodes costs that is left out between others, or before or behind them.
+
+    Returns:
+        Their numbers, ascending; where gaps alone cost more than the budget, none. Takes time and memory in proportion
+        to N times ``budget``.
+
+    >>> select([2, 3, 3, 2], [0, 5, 1, 4], [-1, 0, 0, -1], 5)
+    [0, 1]
+    >>> select([2, 3, 3, 2], [0, 5, 1, 4], [-1, 0, 0, -1], 7)
+    [0, 1, 3]
+    """
+    count, room = len(costs), max(0, budget) + 1
+    end = _ends(parents)
+    # best[i, open, c]: of the nodes from i on, with c to spend; open: the one before is left out, its gap paid.
+    best = np.zeros((count + 1, 2, room))
+    take = np.zeros((count, 2, room), dtype=bool)
+    for i in reversed(range(count)):
+        with_it = np.full(room, -np.inf)
+        if costs[i] < room:
+            with_it[costs[i] :] = values[i] + best[i + 1, 0, : room - costs[i]]
+        skip = best[end[i], 1]
+        opening = np.full(room, -np.inf)
+        opening[gap:] = skip[: max(0, room - gap)] if gap < room else []
+        for is_open, without in ((0, opening), (1, skip)):
+            take[i, is_open] = with_it >= without
+            best[i, is_open] = np.maximum(with_it, without)
+    found: list[int] = []
+    i, is_open, left = 0, 0, room - 1
+    if not count or not np.isfinite(best[0, 0, left]):
+        return found
+    while i < count:
+        if take[i, is_open, left]:
+            found.append(i)
+            i, is_open, left = i + 1, 0, left - costs[i]
+        else:
+            i, is_open, left = end[i], 1, left - (0 if is_open else gap)
+    return found
+
+
+def _ends(parents: Sequence[int]) -> list[int]:
+    """Of each node the number after all that is below it."""
+    end = list(range(1, len(parents) + 1))
+    for i in reversed(range(len(parents))):
+        if parents[i] >= 0:
+            end[parents[i]] = max(end[parents[i]], end[i])
+    return end
+
+
+def parents_of(lines: Sequence[str]) -> list[int]:
+    """The line above each that is indented less, -1 where there is none; an empty line belongs to the one before it.
+
+    >>> parents_of(["a", "  b", "", "  c", "d"])
+    [-1, 0, 1, 0, -1]
+    """
+    parents: list[int] = []
+    open_lines: list[tuple[int, int]] = []  # (indentation, number), each deeper than the one before
+    for i, line in enumerate(lines):
+        depth = len(line) - len(line.lstrip()) if line.strip() else math.inf
+        while open_lines and open_lines[-1][0] >= depth:
+            open_lines.pop()
+        parents.append(open_lines[-1][1] if open_lines else -1)
+        if line.strip():
+            open_lines.append((int(depth), i))
+    return parents
+
+
+def _values(lines: Sequence[str], question: str, turn: str) -> list[float]:
+    """What each line is worth: words of question and turn, the rarer the more, also in lines above; then what it fills.
+
+    What the turn says is asked now, and counts three times. A match above counts the less, the more of the output
+    stands below it. By kind and depth: what fills counts twice in a line that has others below it, and less with every
+    line above it; the last line says how it ended and counts 1, or with an error's message as much as the best match.
+    """
+    now, words = _words(turn), [_words(line) for line in lines]
+    asked = _words(question) | now
+    counts = Counter(word for found in words for word in found & asked)
+    rare = {word: math.log((1 + len(lines)) / n) * (3 if word in now else 1) for word, n in counts.items()}
+    parents, matches, depths, values = parents_of(lines), [], [], []
+    heads, end = set(parents), _ends(parents)
+    for i, (line, parent) in enumerate(zip(lines, parents, strict=True)):
+        share = 1 - (end[parent] - parent) / len(lines)
+        above = _INHERITED * share * matches[parent] if parent >= 0 else 0.0
+        matches.append(sum(rare[word] for word in words[i] & asked) + above)
+        depths.append(depths[parent] + 1 if parent >= 0 else 0)
+        fill = _FILL * (len(line) + 1) * (2 if i in heads else 1) / (1 + depths[i])
+        values.append(matches[i] + fill)
+    values[-1] += max(1.0, *matches) if _ERROR.match(lines[-1]) else 1.0
+    return values
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"[^\W_]+", text.casefold()))
+
+
+def _shortlist(parents: Sequence[int], values: Sequence[float]) -> tuple[list[int | None], list[int]]:
+    """The ``_MOST`` lines that are worth most, with those above them, and their parents; None: others, left out."""
+    kept: set[int] = set()
+    for i in sorted(range(len(values)), key=lambda i: -values[i]):
+        way = []
+        while i >= 0 and i not in kept:
+            way.append(i)
+            i = parents[i]
+        if len(kept) + len(way) > _MOST:
+            break
+        kept.update(way)
+    numbers: list[int | None] = []
+    above: list[int] = []
+    place = {-1: -1}
+    for i, parent in enumerate(parents):
+        if i in kept:
+            place[i] = len(numbers)
+        elif numbers and numbers[-1] is None:
+            continue
+        while parent not in place:
+            parent = parents[parent]
+        numbers.append(i if i in kept else None)
+        above.append(place[parent])
+    return numbers, above

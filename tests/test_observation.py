@@ -1,0 +1,157 @@
+"""What a policy sees of a long output: selection is exact, keeps to its budget, and hides nothing for good."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gtpo_mini import load_task
+from gtpo_mini.rollout.chat import Chat
+from gtpo_mini.rollout.engine import RolloutEngine
+from gtpo_mini.rollout.observation import parents_of, result_text, run_call, select, select_lines, shown
+from gtpo_mini.rollout.protocol import FencedProtocol, ParsedTurn
+from gtpo_mini.rollout.settings import SamplingSettings
+from gtpo_mini.train.imitation import make_trace
+from gtpo_mini.types import ExecutionResult
+
+SELECT = SamplingSettings(max_output=200, select_output=True)
+GAP = re.compile(r"^\.\.\. (\d+) lines: output\((\d+), (\d+)\)$", re.MULTILINE)
+
+
+@st.composite
+def trees(draw):
+    parents: list[int] = []
+    for i in range(draw(st.integers(0, 9))):
+        way = [i - 1]
+        while way[-1] >= 0:
+            way.append(parents[way[-1]])
+        parents.append(draw(st.sampled_from(way)))
+    size = len(parents)
+    costs = draw(st.lists(st.integers(0, 6), min_size=size, max_size=size))
+    values = draw(st.lists(st.integers(0, 8), min_size=size, max_size=size))
+    return costs, values, parents, draw(st.integers(0, 30)), draw(st.integers(0, 6))
+
+
+def cost_of(chosen, costs, gap):
+    gaps = sum(not there for there, _ in itertools.groupby(i in chosen for i in range(len(costs))))
+    return sum(costs[i] for i in chosen) + gap * gaps
+
+
+@given(trees())
+@settings(max_examples=300, deadline=None)
+def test_selection_is_what_trying_everything_finds(tree):
+    costs, values, parents, budget, gap = tree
+    every = (set(itertools.compress(range(len(costs)), bits)) for bits in itertools.product((0, 1), repeat=len(costs)))
+    whole = [one for one in every if all(parents[i] < 0 or parents[i] in one for i in one)]
+    allowed = [sum(values[i] for i in one) for one in whole if cost_of(one, costs, gap) <= budget]
+    found = select(costs, values, parents, budget, gap)
+    if not allowed:  # the gap alone is too much
+        assert found == []
+        return
+    assert set(found) in whole and cost_of(set(found), costs, gap) <= budget
+    assert sum(values[i] for i in found) == max(allowed)
+
+
+@given(st.text(alphabet="ab \n", max_size=400), st.integers(60, 200), st.sampled_from(["", "a", "where is ab?"]))
+@settings(max_examples=200, deadline=None)
+def test_a_selection_keeps_to_its_budget_and_its_gaps_say_what_they_hide(text, budget, question):
+    lines = text.split("\n")
+    if max(map(len, lines)) > max(20, budget // 4):
+        return  # folded: the next test
+    left, at = select_lines(text, question, "", budget), 0
+    assert len(left) <= budget
+    for line in left.split("\n"):
+        if gap := GAP.fullmatch(line):
+            count, first, last = map(int, gap.groups())
+            assert first == at + 1 and count == last - at > 0
+            at = last
+        else:
+            assert line == lines[at]
+            at += 1
+    assert at == len(lines)
+
+
+def test_no_line_is_shown_without_those_above_it_also_among_thousands():
+    rng = random.Random(0)
+    lines = [" " * rng.randint(0, 4) + f"word{i % 7} rate {i}" for i in range(4000)]
+    numbered = {line: i for i, line in enumerate(lines)}
+    parents = parents_of(lines)
+    left = select_lines("\n".join(lines), "the rate of word3", "1234", 1500)
+    found = {numbered[line] for line in left.split("\n") if line in numbered}
+    assert 1234 in found and len(left) <= 1500 and all(parents[i] < 0 or parents[i] in found for i in found)
+
+
+def test_what_the_turn_asks_for_goes_before_what_the_question_says():
+    text = "\n".join(f"{what}: {i}" for i, what in enumerate("abcdefghijklmnopqrstuvwxyz"))
+    assert "\nk: 10\n" in select_lines(text, "What is q?", "now k", 70)
+    assert "\nq: 16\n" in select_lines(text, "What is q?", "", 70)
+
+
+def test_what_is_left_out_can_be_printed(sandbox):
+    code = 'for i in range(500): print(f"line {i}", "here" if i == 321 else "")'
+    with sandbox.session() as session:
+        result = run_call(session, code, SELECT)
+        told = shown(result, "which line is here?", "", SELECT)
+        assert "line 321 here" in told.stdout and "line 200 " not in told.stdout and len(result_text(told)) <= 200
+        gap = GAP.search(told.stdout)
+        rest = run_call(session, f"output({gap[2]}, {gap[3]})", SELECT)
+        assert rest.stdout.split("\n")[: int(gap[1])] == result.stdout.split("\n")[int(gap[2]) - 1 : int(gap[3])]
+        # A call that is killed takes nothing with it: the lines are there again, now those of the last long output.
+        assert run_call(session, "import os; os._exit(1)", SELECT).error
+        assert run_call(session, "output(1, 2)", SELECT).stdout == "\n".join(rest.stdout.split("\n")[:2]) + "\n"
+
+
+def test_a_long_line_is_folded_and_an_error_keeps_its_end(sandbox):
+    with sandbox.session() as session:
+        result = run_call(session, "print('x' * 3000); print('needle'); 1 / 0", SELECT)
+        told = shown(result, "where is the needle?", "", SELECT)
+        assert not told.ok and told.error == "" and len(told.stdout) <= 200
+        assert "\nneedle\n" in told.stdout and told.stdout.endswith("ZeroDivisionError: division by zero")
+        assert run_call(session, "output(1, 1)", SELECT).stdout == "x" * 50 + "\n"
+
+
+def test_the_default_shows_beginning_and_end_of_what_is_over_2000_characters():
+    short, long = (ExecutionResult(ok=True, stdout="a" * n + "b" * n) for n in (1000, 1001))
+    plain = SamplingSettings()
+    assert shown(short, "", "", plain) is short
+    assert shown(long, "", "", plain).stdout == "a" * 1000 + "\n... (2 characters left out)\n" + "b" * 1000
+
+
+class Script(FencedProtocol):
+    """Whatever the policy's calls say, the next code of a script runs; what went back is kept."""
+
+    def __init__(self, *codes):
+        self.codes, self.told = iter(codes), []
+
+    def read(self, text):
+        code = next(self.codes, None)
+        return ParsedTurn(code=code, answer=None if code else "end")
+
+    def tool_text(self, result):
+        self.told.append(result_text(result))
+        return super().tool_text(result)
+
+
+@pytest.mark.parametrize("select_output", [False, True])
+def test_engine_and_traces_show_the_same(select_output, tiny_policy, sandbox):
+    how, problem = {"max_output": 130, "select_output": select_output}, load_task("branching").problems[0]
+    word = max(problem.question.split(), key=len)
+    codes = [f'for x in "bcdefghijklmnopqrstuvw": print(9 * x, {word!r} if x == "q" else "")', "print(7)"]
+    spoken, written = Script(*codes), Script(*codes)
+    settings = SamplingSettings(0.0, max_turns=3, max_turn_tokens=60, **how)
+    (rollout,) = RolloutEngine(tiny_policy, spoken, sandbox, settings).generate([problem])
+    texts = (turn.text for turn in rollout.turns)
+    trace = make_trace(problem, texts, Chat(tiny_policy, written), sandbox, settings=SamplingSettings(**how))
+    assert spoken.told == written.told and len(spoken.told) == 2 and trace.answer == rollout.answer == "end"
+    assert (f"q {word}" in spoken.told[0]) == select_output
+    assert rollout.turns[0].result.stdout.count("\n") == 22  # the record keeps the whole
+
+
+def test_the_settings_are_checked():
+    with pytest.raises(ValueError, match="max_output=0: must be at least 1"):
+        SamplingSettings(max_output=0)
