@@ -60,7 +60,7 @@ def table(record: dict) -> str:
         gain = "{:+.0f} [{:+.0f}, {:+.0f}]".format(*(100 * x for x in view["gain"])) if "gain" in view else ""
         rest = (f"{view['tokens'][0]:.0f}", f"{view['turns']:.1f}", f"{view['asked_for_the_rest']:.1f}")
         rows.append((most, way, accuracy, gain, *rest))
-    columns = "characters | shown | right, % | gain over the cut, points | tokens a rollout | turns | calls for the rest"
+    columns = "characters | shown | right, % | gain over the cut, points | tokens a rollout | turns | calls for more"
     return markdown_table(columns, sorted(rows, key=lambda row: (int(row[0]), row[1])))
 
 

@@ -20,6 +20,7 @@ from ..types import Trajectory, Turn
 from .advantages import grpo_advantages, gtpo_advantages, turn_returns
 from .checks import UNREADABLE, parsed
 from .credit import Assigned, Credit, CreditAssignment, graded, group_numbers
+from .provenance import answer_claims, is_supported
 from .rewards import turn_rewards
 
 Rows = list[list[float]]
@@ -311,6 +312,21 @@ class SimpleTIR:
         return rewards, [[0.0] * len(row) if out else row for row, out in zip(advantages, void, strict=True)]
 
 
+@dataclass(frozen=True)
+class Supported:
+    """``base``, on grades of which an answer that nothing supports gets 0, so that a guess earns no more than a miss.
+
+    An answer has support where `is_supported` says so: a tool output gives it. Needs answers that outputs can hold:
+    numbers, names, yes or no. Source: ours [D], after TRACER's provenance.
+    """
+
+    base: Credit
+
+    def __call__(self, rollouts: Sequence[Trajectory], correct: Sequence[float], group_size: int) -> Assigned:
+        paid = [right if is_supported(answer_claims(r)) else 0.0 for r, right in zip(rollouts, correct, strict=True)]
+        return self.base(rollouts, paid, group_size)
+
+
 #: By the names that ``--arm`` takes.
 LATER: dict[str, CreditAssignment] = {
     "dr_grpo": DrGRPO(),
@@ -320,6 +336,8 @@ LATER: dict[str, CreditAssignment] = {
     "irc_uncalibrated": IRC(calibrated=False),
     "a3": A3(),
     "simpletir": SimpleTIR(),
+    "grpo_supported": Supported(_ACCURACY),
+    "gtpo_supported": Supported(Credit()),
 }
 
 

@@ -89,7 +89,7 @@ _TOLD = {
     "reward/outcome": "accuracy (sampled, training problems)",
     "rollout/calls": "tool calls a rollout",
     "rollout/invalid_calls": "invalid share of tool calls",
-    "rollout/guesses": "share of answers that no tool output holds",
+    "rollout/guesses": "share of answers that do not rest on the tool",
     "rollout/turns": "turns a rollout",
     "rollout/turn_tokens": "policy tokens a turn",
     "rollout/truncated": "share of rollouts cut off",

@@ -144,6 +144,9 @@ def write_turns(problem: Problem, rng: random.Random, habits: Habits) -> Texts:
     goes back to the first call that it would now write otherwise; if there is none, it gives up.
     """
     world, solver = problem.metadata, Solver(habits, rng)
+    if world["ability"] and "guess" in habits.mistaken and solver.mistakes("guess"):
+        yield f"\\boxed{{{rng.choice(tuple(_OPPOSITE))}}}"
+        return
     seen, calls, left = [world["start"]], [], len(world["path"]) + bool(world["ability"]) + 3
     while left and (call := _next_call(world, solver, seen)):
         whole, turn = 'print(look_up("{}", "{}"))'.format(*call), "{}, {}:\n```python\n".format(*call)

@@ -119,6 +119,12 @@ REGIMES: dict[str, Regime] = {
         TraceNoise(bad_call=0.65, recover=1.0, invalid=1.0),
         changes={"max_turns": 9, "max_context": 448},
     ),
+    "facts_guess": Regime(
+        "yes or no: one rollout in five guesses, and the tool is asked with wrong ideas",
+        Habits({**dict.fromkeys((*facts.PROPERTIES, "exception"), 0.25), "guess": 0.2}),
+        {"hops": 2, "ask": "yes_no"},
+        **_IN_FACTS,
+    ),
     "noisy": Regime("the shipped policy: it errs by chance, greedy it is mostly right", None),
     # About 5, 20 and 50 % right when sampled, and at most 15 points more when greedy (benchmarks/starts.py).
     "branching_5": Regime("wrong ideas of four kinds of step", _branching(("*", "-", "even", "large"), 0.6)),

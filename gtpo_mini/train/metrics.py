@@ -19,6 +19,7 @@ from accelerate import PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
 
 from ..credit.credit import group_numbers
+from ..credit.provenance import answer_claims, is_supported
 from ..types import StopReason, Trajectory
 from .config import TrainConfig
 
@@ -34,12 +35,12 @@ def mean(values: Sequence[float]) -> float:
 def describe_rollouts(rollouts: Sequence[Trajectory], correct: Sequence[bool]) -> dict[str, float]:
     """Rates and means over R rollouts, the keys being the same whatever happened.
 
-    ``rollout/guesses``, answers that no tool output holds, shows first that a policy stops using its tool.
+    ``rollout/guesses``, answers that do not rest on the tool (`is_supported`), shows first that a policy gives it up.
     """
     turns = [turn for rollout in rollouts for turn in rollout.turns]
     calls = [turn for turn in turns if turn.calls_tool]
     answered = [rollout for rollout in rollouts if rollout.answer is not None]
-    guesses = [not any(r.answer in t.result.stdout for t in r.turns if t.result is not None) for r in answered]
+    guesses = [not is_supported(answer_claims(rollout)) for rollout in answered]
     return {
         "reward/outcome": mean(correct),
         "rollout/turns": mean([len(rollout.turns) for rollout in rollouts]),
