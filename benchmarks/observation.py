@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from statistics import fmean
 
 import torch
 
 from gtpo_mini import Sandbox, TrainConfig, load_policy, load_task, sample
-from gtpo_mini.experiments.report import markdown_table
+from gtpo_mini.experiments.report import RUNS, observation_table
 from gtpo_mini.experiments.stats import t_interval, wilson_interval
 from gtpo_mini.tasks.starts import FAMILIES
 from gtpo_mini.train.metrics import run_header
 
-RECORD = Path(__file__).parent / "results" / "observation.json"
 CONFIG = TrainConfig(max_turns=8, max_turn_tokens=64, max_context=960)
 
 
@@ -51,19 +49,6 @@ def measure(problems: int, hops: int, seed: int) -> dict:
     return about | {key: header[key] for key in ("command", "commit", "versions", "device")}
 
 
-def table(record: dict) -> str:
-    """Markdown: a line a view."""
-    rows = []
-    for name, view in record["views"].items():
-        way, most = name.split()
-        accuracy = "{:.0f} [{:.0f}, {:.0f}]".format(*(100 * x for x in view["accuracy"]))
-        gain = "{:+.0f} [{:+.0f}, {:+.0f}]".format(*(100 * x for x in view["gain"])) if "gain" in view else ""
-        rest = (f"{view['tokens'][0]:.0f}", f"{view['turns']:.1f}", f"{view['asked_for_the_rest']:.1f}")
-        rows.append((most, way, accuracy, gain, *rest))
-    columns = "characters | shown | right, % | gain over the cut, points | tokens a rollout | turns | calls for more"
-    return markdown_table(columns, sorted(rows, key=lambda row: (int(row[0]), row[1])))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--problems", type=int, default=512)
@@ -72,8 +57,8 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     record = measure(asked.problems, asked.hops, asked.seed)
-    RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    print(table(record))
+    (RUNS / "observation.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(observation_table())
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
 """Put the runs of the study (docs/protocol.md) into one compact file a regime: ``python benchmarks/pack_study.py``.
 
-Reads ``results/study/REGIME/ARM-seedN`` and adds to what ``data/runs/study/REGIME.jsonl.gz`` holds the seeds that are
-finished in all regimes; a run that both have stays as it was recorded first. Of the metrics only those are kept that a
-table, a figure or a replay needs.
+Reads ``results/study/REGIME/ARM-seedN`` and adds to what ``data/runs/study/REGIME.jsonl.gz`` holds an arm's seeds that
+are finished in all regimes in which that arm was begun; a run that both have stays as it was recorded first. Of the
+metrics only those are kept that a table, a figure or a replay needs.
 """
 
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from pathlib import Path
 
 from gtpo_mini.experiments.report import RUNS
@@ -25,15 +26,19 @@ def main(made: Path, kept: Path) -> None:
     kept.mkdir(parents=True, exist_ok=True)
     folders = sorted(path for path in made.iterdir() if path.is_dir())
     runs = {folder.name: {(run.arm, run.seed): run for run in load_runs(folder)} for folder in folders}
-    whole = set.intersection(*map(set, runs.values()))  # an arm's seed counts when all regimes have it
+    begun = Counter(
+        arm for folder in folders for arm in {path.name.rpartition("-seed")[0] for path in folder.iterdir()}
+    )
+    made = Counter(key for found in runs.values() for key in found)
+    whole = {key for key, count in made.items() if count == begun[key[0]]}  # in all regimes where the arm was begun
     for name, found in runs.items():
         path = kept / f"{name}.jsonl.gz"
         old = {(run.arm, run.seed): run for run in load_runs(path)} if path.exists() else {}
-        new = {key: found[key] for key in whole - old.keys()}
+        new = {key: found[key] for key in whole & found.keys() - old.keys()}
         if new:
             both = {**old, **new}
             save_runs([both[key] for key in sorted(both)], path, KEPT)
-        print(f"{name}: {len(old)} runs and {len(new)} new ones; {len(found) - len(whole)} wait for other regimes")
+        print(f"{name}: {len(old)} runs and {len(new)} new ones; {len(found.keys() - whole)} wait for other regimes")
 
 
 if __name__ == "__main__":

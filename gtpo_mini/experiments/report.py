@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jinja2 import StrictUndefined, Template
-from scipy.stats import rankdata
+from scipy.stats import rankdata, ttest_1samp
 
 from ..credit.arms import ARMS
 from ..credit.later import LATER
@@ -34,7 +34,7 @@ from .compare import (
     steps_to,
     still_rising,
 )
-from .stats import Interval, Pooled, random_effects, t_interval
+from .stats import Interval, Pooled, holm, random_effects, t_interval
 
 _PLANNED = 10  # seeds of the study, by docs/protocol.md
 _NAMES = {"grpo": "GRPO", "gtpo": "GTPO"}
@@ -215,6 +215,41 @@ def study_sentence(study: Mapping[str, Sequence[RecordedRun]]) -> str:
     )
 
 
+def cause_table(study: Mapping[str, Sequence[RecordedRun]]) -> str:
+    """Markdown: question (f) of docs/protocol.md, whether groups with nothing right are why GTPO loses in weak starts.
+
+    Arms that keep such groups small, against GTPO and against GRPO: a seed's difference is the mean over the weak
+    starts, p-values are corrected over all lines together. An arm that is not recorded in all of them has no line.
+    """
+    weak = {name: runs for name, runs in study.items() if name.endswith("_5")}
+    rows, found = [], []
+    for arm in ("normalize_batch", "normalize_centred", "spare_hopeless"):
+        if weak and all(arm in by_arm(runs) for runs in weak.values()):
+            for base in ("gtpo", "grpo"):
+                both = [
+                    [{run.seed: area(run) for run in by_arm(runs)[one]} for one in (arm, base)]
+                    for runs in weak.values()
+                ]
+                gaps = [
+                    {seed: mine[seed] - theirs[seed] for seed in mine.keys() & theirs.keys()} for mine, theirs in both
+                ]
+                seeds = sorted(set.intersection(*map(set, gaps)))
+                per_seed = [mean([gap[seed] for gap in gaps]) for seed in seeds]
+                found.append((t_interval(per_seed), float(ttest_1samp(per_seed, 0.0).pvalue)))
+                per_start = [points(t_interval([gap[seed] for seed in seeds])) for gap in gaps]
+                share = 100 * mean([blind_share(runs, arm) for runs in weak.values()])
+                rows.append([f"`{arm}`", f"{share:.0f}", f"`{base}`", len(seeds), *per_start, points(found[-1][0])])
+    if not rows:
+        return ""
+    for row, p in zip(rows, holm([p for _, p in found]), strict=True):
+        row.append(f"{p:.3f}")
+    starts = " | ".join(f"{name}, points" for name in weak)
+    columns = (
+        f"arm | early credit from groups with nothing right, % | minus | seeds | {starts} | mean of them | p (Holm)"
+    )
+    return markdown_table(columns, rows)
+
+
 def blind_share(runs: Sequence[RecordedRun], arm: str = "gtpo", steps: int = 20) -> float:
     """Share of an arm's credit that comes from groups in which nothing is right, early in training; mean of runs."""
     return mean([mean(run.series("advantage/hopeless_share")[:steps]) for run in by_arm(runs)[arm]])
@@ -236,6 +271,21 @@ def meters_table(folder: Path) -> str:
         shares = (f"{100 * record['credits'][arm]['hopeless_share']:.0f} %" for record in meters.values())
         rows.append([f"`{arm}` from groups with nothing right", *shares])
     return markdown_table(" | ".join(["arm", *meters]), rows)
+
+
+def observation_table(folder: Path = RUNS) -> str:
+    """Markdown: what `tiny-workspace` makes of a plain cut and of selected lines, a line a view."""
+    record, rows = json.loads((folder / "observation.json").read_text(encoding="utf-8")), []
+    for name, view in sorted(record["views"].items(), key=lambda one: (int(one[0].split()[1]), one[0])):
+        way, most = name.split()
+        accuracy = "{:.0f} [{:.0f}, {:.0f}]".format(*(100 * share for share in view["accuracy"]))
+        gain = "{:+.0f} [{:+.0f}, {:+.0f}]".format(*(100 * share for share in view["gain"])) if "gain" in view else ""
+        tokens = "{:.0f} [{:.0f}, {:.0f}]".format(*view["tokens"])
+        rows.append((most, way, accuracy, gain, tokens, f"{view['turns']:.1f}", f"{view['asked_for_the_rest']:.1f}"))
+    columns = (
+        "characters | shown | right, % | more than by the cut, points | tokens a rollout | turns | calls for the rest"
+    )
+    return markdown_table(columns, rows)
 
 
 def ladder_table(study: Mapping[str, Sequence[RecordedRun]]) -> str:

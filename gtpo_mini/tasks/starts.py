@@ -79,7 +79,7 @@ FAMILIES = {
         "tiny-workspace",
         workspace.draw_problems,
         workspace.write_turns,
-        (_skill(workspace.KINDS, 9000, 1500),),
+        (_skill(workspace.KINDS, 9000, 2000),),
         tuple({"max_output": most, "select_output": select} for most in (120, 180, 360) for select in (False, True)),
     ),
 }

@@ -172,7 +172,8 @@ def write_turns(problem: Problem, rng: random.Random, habits: Habits) -> Texts:
             expression = f"({expression}) {more}"
         if solver.mistakes("times"):
             expression = expression.replace("*", "+", 1)
-        answer = (yield f"Sum:\n```python\nprint({expression})\n```").stdout.strip() or answer
+        thought = f"{what}: {found[what][0]}\n```python\n"
+        answer = (yield f"{thought}print({expression})\n```").stdout.strip() or answer
     yield f"\\boxed{{{answer}}}"
 
 
