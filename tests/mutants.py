@@ -25,6 +25,7 @@ UPDATE = "tests/test_update.py tests/test_loss.py tests/test_trainer.py"
 ENGINE = "tests/test_rollout.py tests/test_update.py tests/test_chat.py"
 RUN = "tests/test_survival.py"
 LATER = "tests/test_later.py"
+SEEN = "tests/test_observation.py"
 COMPARE = "tests/test_compare.py tests/test_stats.py tests/test_report.py"
 
 
@@ -143,7 +144,14 @@ MUTANTS = [
     Mutant("later: turns of all numbers together", "credit/later.py", "[(groups[i], j) for i, j in own]", "[(groups[i], 0) for i, j in own]", LATER),
     Mutant("later: the residual counts itself", "credit/later.py", "for k in who if k != i)", "for k in who)", LATER),
     Mutant("later: tiers grow that agree", "credit/later.py", "if earned[name] * statistics.fmean(given[name]) < 0]", "if earned[name] * statistics.fmean(given[name]) > 0]", LATER),
+    Mutant("later: guesses are paid", "credit/later.py", "right if is_supported(answer_claims(r)) else 0.0", "right", LATER),
     Mutant("later: void turns are trained", "credit/later.py", "[0.0] * len(row) if out else row for", "row for", LATER),
+    # What a policy sees
+    Mutant("seen: a gap costs nothing", "rollout/observation.py", "gap = len(_gap(len(lines), 2 * len(lines))) + 1", "gap = 0", SEEN),
+    Mutant("seen: lines without those above", "rollout/observation.py", "    end = _ends(parents)\n    # best", "    end = list(range(1, count + 1))\n    # best", SEEN),
+    Mutant("seen: the rest is lost", "rollout/observation.py", "session.prepare(_REST", "str(_REST", SEEN),
+    Mutant("seen: the turn asks no louder", "rollout/observation.py", "(3 if word in now else 1)", "1", SEEN),
+    Mutant("seen: traces show all", "train/imitation.py", "told = shown(result, problem.question, text, settings)", "told = result", SEEN),
     Mutant("an echo is a source", "credit/provenance.py", "if text in printed or not self._supports(value)}", "if False}", "tests/test_provenance.py"),
     Mutant("a part of a word is the word", "credit/provenance.py", 'rf"(?<!\\w){re.escape(words)}(?!\\w)"', "re.escape(words)", "tests/test_provenance.py"),
     Mutant("verified without a run", "credit/provenance.py", "(run(code) if run else turn.result).stdout", "turn.result.stdout", "tests/test_provenance.py"),

@@ -1,0 +1,65 @@
+"""What a notebook's first page says of recorded runs is what the records give now."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+
+import pytest
+from notebook_rules import source
+
+from gtpo_mini.experiments import report
+from gtpo_mini.experiments.compare import differences, points
+
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+
+
+@functools.cache
+def runs(folder: str) -> list:
+    return report.load_runs(report.RUNS / folder)
+
+
+def held_out(arm: str, base: str, folder: str = "ablation") -> list[str]:
+    """Of two arms' accuracies at the end; by seed, without the bootstrap over problems."""
+    found = differences(runs(folder), [arm], base, lambda run: run.footer["sampled"]["accuracy"])
+    return [points(found[0].over_seeds)]
+
+
+def by_verdict() -> list[str]:
+    where: dict[str, list[str]] = {}
+    for name, d in report.over_regimes(report.load_study()).items():
+        where.setdefault(report.study_verdict(d), []).append(name)
+    return [f"{verdict} in {', '.join(names)}" for verdict, names in where.items()]
+
+
+def rank_correlations() -> list[str]:
+    read = [report.prediction(report.load_meters(after=steps), report.load_study()) for steps in (0, 20)]
+    return ["{:+.2f} [{:+.2f}, {:+.2f}]".format(*report.rank_correlation(dots)) for dots in read]
+
+
+def views() -> list[str]:
+    found = json.loads((report.RUNS / "observation.json").read_text(encoding="utf-8"))["views"]
+    return [f"{100 * found[f'{way} 120']['accuracy'][0]:.0f} %" for way in ("cut", "select")]
+
+
+SAID = {
+    "03_turn_level_rewards": lambda: held_out("+turn_rewards", "grpo"),
+    "04_returns_as_advantages": lambda: held_out("+returns", "+turn_rewards"),
+    "05_self_supervised_shaping": lambda: held_out("gtpo", "+returns"),
+    "06_grpo_and_gtpo_side_by_side": lambda: held_out("gtpo", "grpo"),
+    "07_ablation": lambda: held_out("gtpo", "grpo"),
+    "08_does_praise_go_where_it_belongs": rank_correlations,
+    "09_against_the_paper": lambda: [
+        *by_verdict(),
+        points(report.pooled(report.over_regimes(report.load_study())).over_studies),
+    ],
+    "11_what_came_after": views,
+}
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_a_first_page_says_what_the_records_give(name):
+    page = source(json.loads((NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"][0])
+    lacking = [said for said in SAID[name]() if said not in page]
+    assert not lacking, f"gtpo-mini reproduce {name[:2]} --keep; the records say {lacking}"
