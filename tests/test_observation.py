@@ -89,6 +89,7 @@ def test_no_line_is_shown_without_those_above_it_also_among_thousands():
 def test_what_the_turn_asks_for_goes_before_what_the_question_says():
     text = "\n".join(f"{what}: {i}" for i, what in enumerate("abcdefghijklmnopqrstuvwxyz"))
     assert "\nk: 10\n" in select_lines(text, "What is q?", "now k", 70)
+    assert "\nq: 16\n" in select_lines(text, "What is k?", "now q", 70)
     assert "\nq: 16\n" in select_lines(text, "What is q?", "", 70)
 
 

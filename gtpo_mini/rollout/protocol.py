@@ -44,7 +44,10 @@ class ToolProtocol(Protocol):
         """What a finished turn says."""
 
     def tool_text(self, result: ExecutionResult) -> str:
-        """The text that is appended after the call; it is encoded once, with special tokens off."""
+        """The text that is appended after the call; it is encoded once, with special tokens off.
+
+        A long output has been shortened already (`shown`); `result_text` puts output and error together.
+        """
 
 
 class FencedProtocol:
