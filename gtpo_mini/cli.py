@@ -98,7 +98,8 @@ def evaluate(argv: list[str]) -> None:
     policy = model.load(rollout.seed)
     from .train.metrics import run_header
 
-    header = run_header(config, policy.name, task.name, str(policy.device))
+    shown = {"max_output": settings.max_output, "select_output": settings.select_output}
+    header = run_header(replace(config, **shown), policy.name, task.name, str(policy.device))
     header |= {"split": task.split, "protocol": protocol.name, "temperature": settings.temperature}
     how = (settings, samples, wanted.problems, protocol)
     result = gm.evaluate(policy, task, *how, seed=rollout.seed, output=wanted.output, header=header)

@@ -65,6 +65,7 @@ class Turn:
     malformed: bool = False  #: a call was begun but cannot be read
     result: ExecutionResult | None = None  #: None when nothing was run
     progress: float = 0.0  #: what the task gives for this turn (`Task.turn_reward`); 0 where it gives nothing
+    told: ExecutionResult | None = None  #: of a long result, what the policy got; None: all of it
 
     @property
     def calls_tool(self) -> bool:

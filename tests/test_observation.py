@@ -13,14 +13,13 @@ from hypothesis import strategies as st
 from gtpo_mini import load_task
 from gtpo_mini.rollout.chat import Chat
 from gtpo_mini.rollout.engine import RolloutEngine
-from gtpo_mini.rollout.observation import parents_of, result_text, run_call, select, select_lines, shown
+from gtpo_mini.rollout.observation import cut, parents_of, result_text, run_call, select, select_lines
 from gtpo_mini.rollout.protocol import FencedProtocol, ParsedTurn
 from gtpo_mini.rollout.settings import SamplingSettings
 from gtpo_mini.train.imitation import make_trace
-from gtpo_mini.types import ExecutionResult
 
 SELECT = SamplingSettings(max_output=200, select_output=True)
-GAP = re.compile(r"^\.\.\. (\d+) lines: output\((\d+), (\d+)\)$", re.MULTILINE)
+GAP = re.compile(r"^\.\.\. (\d+) lines: unfold\((\d+), (\d+)\)$", re.MULTILINE)
 
 
 @st.composite
@@ -93,34 +92,70 @@ def test_what_the_turn_asks_for_goes_before_what_the_question_says():
     assert "\nq: 16\n" in select_lines(text, "What is q?", "", 70)
 
 
-def test_what_is_left_out_can_be_printed(sandbox):
+def call(session, code, question="", turn="", how=SELECT):
+    result, told = run_call(session, code, question, turn, how)
+    assert len(result_text(told)) <= how.max_output
+    return result, result_text(told)
+
+
+def test_what_is_left_out_can_be_printed_and_no_call_goes_stale(sandbox):
     code = 'for i in range(500): print(f"line {i}", "here" if i == 321 else "")'
     with sandbox.session() as session:
-        result = run_call(session, code, SELECT)
-        told = shown(result, "which line is here?", "", SELECT)
-        assert "line 321 here" in told.stdout and "line 200 " not in told.stdout and len(result_text(told)) <= 200
-        gap = GAP.search(told.stdout)
-        rest = run_call(session, f"output({gap[2]}, {gap[3]})", SELECT)
-        assert rest.stdout.split("\n")[: int(gap[1])] == result.stdout.split("\n")[int(gap[2]) - 1 : int(gap[3])]
-        # A call that is killed takes nothing with it: the lines are there again, now those of the last long output.
-        assert run_call(session, "import os; os._exit(1)", SELECT).error
-        assert run_call(session, "output(1, 2)", SELECT).stdout == "\n".join(rest.stdout.split("\n")[:2]) + "\n"
+        result, told = call(session, code, "which line is here?")
+        lines = result.stdout.split("\n")
+        assert "line 321 here" in told and "line 200 " not in told
+        _, first, last = map(int, GAP.search(told).groups())
+        rest, again = call(session, f"unfold({first}, {last})")
+        assert rest.stdout.split("\n")[:-1] == lines[first - 1 : last]
+        # What the unfolded part leaves out is named by the same numbers.
+        _, inner, end = map(int, GAP.search(again).groups())
+        assert call(session, f"unfold({inner}, {end})")[0].stdout.split("\n")[:-1] == lines[inner - 1 : end]
+        # Other long outputs go on from there, and what is killed takes nothing with it.
+        assert "unfold(501, " in call(session, "for i in range(90): print('other', i)\n1 / 0", "zero", "zero")[1]
+        assert call(session, "import os; os._exit(1)")[0].error
+        assert call(session, f"unfold({first}, {first})")[0].stdout == lines[first - 1] + "\n"
+        assert call(session, "unfold(502, 502)")[0].stdout == "other 1\n"
 
 
-def test_a_long_line_is_folded_and_an_error_keeps_its_end(sandbox):
+def test_names_of_the_policy_and_odd_numbers_do_no_harm(sandbox):
     with sandbox.session() as session:
-        result = run_call(session, "print('x' * 3000); print('needle'); 1 / 0", SELECT)
-        told = shown(result, "where is the needle?", "", SELECT)
-        assert not told.ok and told.error == "" and len(told.stdout) <= 200
-        assert "\nneedle\n" in told.stdout and told.stdout.endswith("ZeroDivisionError: division by zero")
-        assert run_call(session, "output(1, 1)", SELECT).stdout == "x" * 50 + "\n"
+        call(session, "max = 3; print = print; output = [1]\nfor i in range(200): print(i)")
+        assert call(session, "unfold(5, 6)")[0].stdout == "4\n5\n"
+        assert call(session, "print(output, unfold(6, 5), unfold(-3, 1))")[0].stdout == "\n0\n[1] None None\n"
+        error = call(session, "def f():\n    return 1 / 0\nfor i in range(200): print('secret', i)\nf()")[0].error
+        assert "return 1 / 0" in error and "secret 7" not in error  # the code that keeps lines is no turn's
 
 
-def test_the_default_shows_beginning_and_end_of_what_is_over_2000_characters():
-    short, long = (ExecutionResult(ok=True, stdout="a" * n + "b" * n) for n in (1000, 1001))
-    plain = SamplingSettings()
-    assert shown(short, "", "", plain) is short
-    assert shown(long, "", "", plain).stdout == "a" * 1000 + "\n... (2 characters left out)\n" + "b" * 1000
+def test_an_error_is_shown_whatever_else_matches(sandbox):
+    how = SamplingSettings(max_output=120, select_output=True)
+    with sandbox.session() as session:
+        for code, last in (("1 / 0", "ZeroDivisionError: division by zero"), ("assert False, 'a\\nb'", "b")):
+            result, told = call(
+                session, f"for i in range(200): print('rate of x', i)\n{code}", "the rate of x", "", how
+            )
+            assert not result.ok and told.endswith(f"\n{last}")
+
+
+def test_long_lines_are_folded_and_within_reach(sandbox):
+    how = SamplingSettings(max_output=120, select_output=True)
+    for code in ("print('x' * 3000 + ' needle')", "print(' ' * 20000 + 'x ' * 10000 + 'needle')"):
+        with sandbox.session() as session:
+            _, told = call(session, code, "where is the needle?", "", how)
+            assert "needle" in told
+            gap = GAP.search(told)
+            for _ in range(20):  # into the first gap, ever deeper
+                result, told = call(session, f"unfold({gap[2]}, {gap[3]})", "", "", how)
+                if (found := GAP.search(told)) is None:
+                    break
+                assert result.ok and int(found[1]) < int(gap[1])
+                gap = found
+
+
+def test_a_cut_shows_beginning_and_end():
+    short, long = ("a" * n + "b" * n for n in (1000, 1100))
+    assert cut(short, 2000) == short
+    assert cut(long, 2000) == "a" * 1000 + "\n... (200 characters left out)\n" + "b" * 1000
+    assert cut("abc" * 20, 1) == "\n... (60 characters left out)\n" and cut("1234567", 6) == "1234567"
 
 
 class Script(FencedProtocol):
@@ -154,5 +189,6 @@ def test_engine_and_traces_show_the_same(select_output, tiny_policy, sandbox):
 
 
 def test_the_settings_are_checked():
-    with pytest.raises(ValueError, match="max_output=0: must be at least 1"):
-        SamplingSettings(max_output=0)
+    for how, rule in (({"max_output": 0}, "at least 1"), ({"max_output": 99, "select_output": True}, "at least 100")):
+        with pytest.raises(ValueError, match=f"max_output=.*{rule}"):
+            SamplingSettings(**how)

@@ -42,6 +42,7 @@ def test_the_task_is_whole(options):
 
 
 def test_a_question_that_cannot_be_drawn_is_named():
+    assert len({p.question for p in draw_problems(3000, "test", ask="fault")}) == 3000
     for options in ({"hops": 5}, {"ask": "x"}, {"size": 0}, {"split": "dev"}):
         with pytest.raises(ValueError, match=next(iter(options))):
             draw_problems(**{"size": 1, **options})
@@ -61,7 +62,7 @@ def test_look_shows_folders_files_and_definitions():
     ]
     whole = look(problem, paths[0])
     assert whole[0] == paths[0] and whole == look(problem, file) == look(problem, file.partition(".")[0])
-    assert look(problem, file, 4) == whole[3:]
+    assert look(problem, file, 4) == whole[3:] and look(problem, "./" + paths[0].partition(".")[0]) == whole
     assert look(problem, "nowhere") == ["nowhere: no such file or folder"]
 
 
@@ -79,7 +80,7 @@ def test_a_selection_shows_it_more_in_fewer_tokens_than_a_cut(tiny_policy, sandb
     cut, selected = (traces(tiny_policy, sandbox, problems, Habits({}, broken=0.0), view) for view in views)
     assert right(selected) == 30 > right(cut)
     assert sum(len(t.token_ids) for t in selected) < 0.7 * sum(len(t.token_ids) for t in cut)
-    assert any("output(" in turn.code for trace in selected for turn in trace.turns if turn.code)
+    assert any("unfold(" in turn.code for trace in selected for turn in trace.turns if turn.code)
 
 
 def test_each_wrong_idea_leads_astray_where_it_can(tiny_policy, sandbox):

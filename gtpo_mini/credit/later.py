@@ -316,8 +316,9 @@ class SimpleTIR:
 class Supported:
     """``base``, on grades of which an answer that nothing supports gets 0, so that a guess earns no more than a miss.
 
-    An answer has support where `is_supported` says so: a tool output gives it. Needs answers that outputs can hold:
-    numbers, names, yes or no. Source: ours [D], after TRACER's provenance.
+    An answer has support where `is_supported` says so: an output that the policy saw gives it, or two values there. A
+    policy may learn to have the tool say what it has guessed (``print(41 + 1)``). Needs answers that outputs can hold:
+    numbers, names, yes or no; not even or odd. Source: ours [D], after TRACER's provenance.
     """
 
     base: Credit
@@ -336,7 +337,7 @@ LATER: dict[str, CreditAssignment] = {
     "irc_uncalibrated": IRC(calibrated=False),
     "a3": A3(),
     "simpletir": SimpleTIR(),
-    "grpo_supported": Supported(_ACCURACY),
+    "grpo_supported": Supported(Credit(rewards="trajectory", returns=False, alpha=0.0)),
     "gtpo_supported": Supported(Credit()),
 }
 

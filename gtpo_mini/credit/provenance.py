@@ -16,7 +16,7 @@ from enum import StrEnum
 from fractions import Fraction
 from functools import lru_cache
 
-from ..types import ExecutionResult, Trajectory
+from ..types import ExecutionResult, Trajectory, Turn
 from .checks import parsed
 
 PROMPT = -1  # as a source: the question
@@ -67,7 +67,7 @@ def provenance(rollout: Trajectory) -> list[Claim]:
     for j, turn in enumerate(rollout.turns):
         claims += [Claim(text, j, False, *known.origin(as_value(text))) for text in _literals(turn.code or "")]
         if turn.result is not None:
-            known.add(j, turn.code or "", turn.result.stdout)
+            known.add(j, turn.code or "", _seen(turn).stdout)
     return claims + _of_answer(rollout, known)
 
 
@@ -160,8 +160,12 @@ def _known(rollout: Trajectory, turns: int, run: Callable[[str], ExecutionResult
     for j, turn in enumerate(rollout.turns[:turns]):
         if turn.result is not None:
             code = turn.code or ""
-            known.add(j, code, (run(code) if run else turn.result).stdout)
+            known.add(j, code, (run(code) if run else _seen(turn)).stdout)
     return known
+
+
+def _seen(turn: Turn) -> ExecutionResult:
+    return getattr(turn, "told", None) or turn.result
 
 
 def _of_answer(rollout: Trajectory, known: _Known) -> list[Claim]:

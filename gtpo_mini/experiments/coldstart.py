@@ -37,7 +37,6 @@ from ..train.config import results_folder
 from ..train.imitation import imitate, make_trace
 from ..types import Trajectory
 
-_WORD = "[A-Z][a-z]+"  # names, which are to be copied
 # It keeps the last message only: the cold start taught the one protocol there is, so instructions and examples would
 # only make every prompt four times as long.
 _CHAT_TEMPLATE = (Path(__file__).resolve().parents[1] / "assets" / "tiny_chat.jinja").read_text("utf-8").rstrip()
@@ -90,7 +89,7 @@ def cold_start(
         if family == "branching":
             tokenizer = train_tokenizer(_branching_texts(stages[0].traces, seed, sandbox))
         else:
-            tokenizer = train_tokenizer(_texts(family, stages[0], seed, sandbox), apart=_WORD)
+            tokenizer = train_tokenizer(_texts(family, stages[0], seed, sandbox), apart=made.apart)
         policy = Policy(tiny_model(tokenizer, seed), tokenizer, made.model)
         losses = [learn_stage(policy, stage, n, batch, seed, sandbox, family) for n, stage in enumerate(stages)]
     folder = folder or TINY[made.model]

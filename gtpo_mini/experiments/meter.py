@@ -79,7 +79,7 @@ class _Replayed:
         state = problem.metadata["state"]
         session = self.task.session(sandbox, state.problem)
         for code in state.codes:
-            run_call(session, code, self.settings)
+            run_call(session, code, "", "", self.settings)
         return session
 
     def reward_turns(self, problem: Problem, turns: Sequence[Turn]) -> list[Turn]:

@@ -110,8 +110,8 @@ class Chat:
 def read_messages(messages: Sequence[Mapping[str, Any]]) -> list[Turn]:
     """The turns of a chat that other code held: an assistant's message each, with its calls and what they gave.
 
-    A call's code is its argument ``code``, or all of its arguments as JSON; one that failed gave ``{'error': ...``, as
-    TRL writes it.
+    A call's code is its argument ``code``, or all of its arguments as JSON; one that failed gave ``{'error': '...'}``,
+    as TRL writes it, and makes its turn's calls fail.
 
     >>> call = {"function": {"name": "python", "arguments": {"code": "print(4)"}}}
     >>> told = {"role": "tool", "content": "4"}
@@ -122,9 +122,14 @@ def read_messages(messages: Sequence[Mapping[str, Any]]) -> list[Turn]:
     for message in messages:
         if message["role"] == "assistant":
             calls = [call["function"]["arguments"] for call in message.get("tool_calls") or ()]
-            code = "\n".join(call.get("code") or json.dumps(call) for call in calls)
-            turns.append(Turn(str(message.get("content") or ""), code=code or None))
+            codes = [
+                call["code"] if isinstance(call, dict) and isinstance(call.get("code"), str) else json.dumps(call)
+                for call in calls
+            ]
+            turns.append(Turn(str(message.get("content") or ""), code="\n".join(codes) or None))
         elif turns:
-            told = str(message["content"])
-            turns[-1] = replace(turns[-1], result=ExecutionResult(not told.startswith("{'error':"), told))
+            told, before = str(message["content"]), turns[-1].result
+            ok = not told.startswith(("{'error': '", "{'error': \"")) and (before is None or before.ok)
+            text = f"{before.stdout}\n{told}" if before else told
+            turns[-1] = replace(turns[-1], result=ExecutionResult(ok, text))
     return turns

@@ -30,7 +30,7 @@ from .chat import Chat
 from .cuda_graph import GraphedSteps
 from .forward import CHUNK, PASS, ForwardPass
 from .memory import TrainingStopped, within_memory
-from .observation import run_call, shown
+from .observation import run_call
 from .protocol import ToolProtocol
 from .settings import SamplingSettings
 
@@ -38,7 +38,7 @@ Finished = Callable[[int, Trajectory], None]
 _BEAT = 4  # results enter at every 4th step, at the earliest 2 after the call: so that one pass reads several
 _FULL = 0.8  # when fewer than this share of the rows is in use, they move together
 _PATIENCE = 1.0  # seconds, on a GPU
-_TOOL_TOKENS = 2100  # a tool result has at most 2,000 characters and its frame
+_FRAME = 100  # tokens around a tool's result, which has at most one a character
 
 
 class RolloutEngine:
@@ -130,7 +130,7 @@ class _Ongoing(RolloutBuilder):
         self.number, self.group, self.row, self.cached, self.turn_start, self.limit = number, group, -1, 0, 0, 0
         self.uniforms: list[float] = []  # one random number a token of the turn
         self.turn: Turn | None = None  # the turn that waits for its tool
-        self.pending: Future[ExecutionResult] | None = None
+        self.pending: Future[tuple[ExecutionResult, ExecutionResult]] | None = None  # what came back, what is told
         self.due, self.late = 0, False  # the step at which the result enters; or nobody waits for it any more
         self.session: Any = None
         self.stop: StopReason | None = None
@@ -163,7 +163,7 @@ class _Batch:
         self.queue = deque(self.rollouts)
         self.rows: list[_Ongoing | None] = [None] * min(self.settings.rows, len(self.rollouts))
         longest = max(r.prompt_length for r in self.rollouts)
-        room = self.settings.max_turns * (self.settings.max_turn_tokens + _TOOL_TOKENS)
+        room = self.settings.max_turns * (self.settings.max_turn_tokens + self.settings.max_output + _FRAME)
         self.context = min(engine.context, longest + room)
         share = group_size > 1 and all(r.prompt_length > 1 for r in self.rollouts)
         self.forward = ForwardPass(self.policy, len(self.rows), share, engine.graphs)
@@ -296,22 +296,22 @@ class _Batch:
             full = len(rollout.ids) < rollout.turn_start + self.settings.max_turn_tokens
             self._stop(rollout, StopReason.CONTEXT if full else StopReason.MAX_TOKENS, turn)
         elif turn.code is not None:
-            rollout.pending = self.pool.submit(self._run_tool, rollout, turn.code)
+            rollout.pending = self.pool.submit(self._run_tool, rollout, turn)
         elif turn.malformed:
             rollout.pending = Future()
             complaint = parsed.complaint or "The call could not be read; nothing was run."
-            rollout.pending.set_result(ExecutionResult(ok=False, error=complaint))
+            rollout.pending.set_result((ExecutionResult(ok=False, error=complaint),) * 2)
         else:
             rollout.answer = parsed.answer
             self._stop(rollout, StopReason.NO_ANSWER if parsed.answer is None else StopReason.ANSWER, turn)
 
-    def _run_tool(self, rollout: _Ongoing, code: str) -> ExecutionResult:
+    def _run_tool(self, rollout: _Ongoing, turn: Turn) -> tuple[ExecutionResult, ExecutionResult]:
         if rollout.session is None and not self.abandoned:
             opened = self.sandbox.session() if self.task is None else self.task.session(self.sandbox, rollout.problem)
             rollout.session = opened
             if self.abandoned:  # meanwhile, so that nobody else closes it
                 opened.close()
-        return run_call(rollout.session, code, self.settings)
+        return run_call(rollout.session, turn.code or "", rollout.problem.question, turn.text, self.settings)
 
     def _take_results(self, live: list[_Ongoing]) -> None:
         """Let in the results that are due; one that keeps the others waiting for too long enters when it is there."""
@@ -331,10 +331,10 @@ class _Batch:
 
     def _take_result(self, rollout: _Ongoing) -> None:
         """Append the tool's text and begin the next turn."""
-        result = rollout.pending.result()
+        result, told = rollout.pending.result()
         rollout.pending = None
-        turn = replace(rollout.turn, result=result)
-        tool_ids = self.encode_result(shown(result, rollout.problem.question, turn.text, self.settings))
+        turn = replace(rollout.turn, result=result, told=None if told is result else told)
+        tool_ids = self.encode_result(told)
         if len(rollout.turns) + 1 >= self.settings.max_turns:
             self._stop(rollout, StopReason.MAX_TURNS, turn)
         elif len(rollout.ids) + len(tool_ids) >= self.context:

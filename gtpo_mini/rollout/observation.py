@@ -3,7 +3,8 @@
 Selection takes an output as a tree of lines, by their indentation: folders, files and definitions, or a heading and
 what belongs to it. Which lines are shown under a budget of characters is a knapsack in which no line comes without
 those above it (after the sigma-Reveal of arXiv 2605.08013, whose scores are not public: these are ours). What is left
-out stands there by its line numbers, and `output(first, last)` in the session prints it.
+out stands there by the numbers of its lines, and `unfold(first, last)` in the session prints them. The numbers run
+through all long outputs of a rollout, so that none of these calls goes stale.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,15 +23,19 @@ from ..sandbox.client import Session
 from ..types import ExecutionResult
 from .settings import SamplingSettings
 
-_MOST = 1000  # lines among which is chosen; of more, those that are worth the most come into question
+_MOST = 1000  # lines among which is chosen; of more, those that are worth the most a character come into question
+_GRAIN = 4000  # steps of a budget; a larger one is counted in coarser steps
 _INHERITED = 0.5  # what a line is worth for a match of the one above it
 _FILL = 1e-3  # what a character is worth that matches nothing: room that is left is filled
-_ERROR = re.compile(r"[\w.]*(Error|Exception|Interrupt|Exit|Limit)\b")
-_REST = '''\
-def output(first, last, _lines={lines!r}):
-    """Print lines of the last long output; the first is 1."""
-    print("\\n".join(_lines[max(0, first - 1) : last]))
-'''
+_UNFOLD = re.compile(r"unfold\((\d+), ?\d+\)")
+_AS_IT_IS = {"expand_tabs": False, "replace_whitespace": False, "drop_whitespace": False, "break_on_hyphens": False}
+# Bytes, because code of a session is also searched for modules, and quoted in tracebacks.
+_KEEP = """\
+def unfold(first, last, _lines=getattr(globals().get("unfold"), "__defaults__", ([],))[0]):
+    import builtins
+    builtins.print("\\n".join(_lines[builtins.max(1, first) - 1:builtins.max(0, last)]))
+unfold.__defaults__[0].extend(bytes.fromhex("{lines}").decode("utf-8", "surrogatepass").split("\\n"))
+"""
 
 
 def result_text(result: ExecutionResult) -> str:
@@ -38,72 +44,94 @@ def result_text(result: ExecutionResult) -> str:
     return text if result.ok else f"{text}\n{result.error}".strip("\n")
 
 
-def run_call(session: Session, code: str, settings: SamplingSettings) -> ExecutionResult:
-    """Run a turn's code; where its output will be selected from, the session keeps the whole for `output`."""
+def run_call(
+    session: Session, code: str, question: str, turn: str, settings: SamplingSettings
+) -> tuple[ExecutionResult, ExecutionResult]:
+    """Run a turn's code: what came back, and what the policy gets of it, which is the same where it is short enough.
+
+    ``question`` and ``turn`` are the texts for which lines are selected; the session keeps what is left out.
+    """
     result = session.run(code)
-    if settings.select_output and len(text := result_text(result)) > settings.max_output:
-        session.prepare(_REST.format(lines=_folded(text, settings.max_output)))
-    return result
-
-
-def shown(result: ExecutionResult, question: str, turn: str, settings: SamplingSettings) -> ExecutionResult:
-    """The result as the policy gets it: the same if it is short enough, or else what `cut` or `select_lines` leaves."""
     text, budget = result_text(result), settings.max_output
     if len(text) <= budget:
-        return result
-    left = select_lines(text, question, turn, budget) if settings.select_output else cut(text, budget)
-    return replace(result, stdout=left, error="")
+        return result, result
+    if not settings.select_output:
+        return result, _told(result, cut(text, budget))
+    lines, again = _folded(text, budget, not result.ok), _UNFOLD.fullmatch(code.strip())
+    before = max(1, int(again[1])) - 1 if again and result.ok else session.kept_lines
+    if before == session.kept_lines:
+        kept = "\n".join(lines).encode("utf-8", "surrogatepass").hex()
+        session.prepare(_KEEP.format(lines=kept))
+        session.kept_lines += len(lines)
+    return result, _told(result, select_lines(text, question, turn, budget, before, not result.ok))
+
+
+def _told(result: ExecutionResult, text: str) -> ExecutionResult:
+    output, _, error = ("", "", text) if result.ok else text.rpartition("\n")
+    return replace(result, stdout=text, error="") if result.ok else replace(result, stdout=output, error=error)
 
 
 def cut(text: str, budget: int) -> str:
-    """At most ``budget`` characters of a text, from its beginning and its end, and a line that says so between.
+    """``budget`` characters of a text, from its beginning and its end, and a line between that says so.
 
-    >>> print(cut("1 2 3 4 5 6 7 8 9", 6))
-    1 2
-    ... (11 characters left out)
-    8 9
+    >>> cut("123456789" * 9, 6)
+    '123\\n... (75 characters left out)\\n789'
     """
-    if len(text) <= budget:
-        return text
     half = budget // 2
-    return f"{text[:half]}\n... ({len(text) - 2 * half} characters left out)\n{text[-half:]}"
+    left = f"{text[:half]}\n... ({len(text) - 2 * half} characters left out)\n{text[len(text) - half :]}"
+    return left if len(text) > max(budget, len(left)) else text
 
 
 @functools.lru_cache(1024)  # the rollouts of a group look at the same things
-def select_lines(text: str, question: str, turn: str, budget: int) -> str:
+def select_lines(text: str, question: str, turn: str, budget: int, before: int = 0, failed: bool = False) -> str:
     r"""The lines that say most about a question and a turn, in at most ``budget`` characters; gaps name what they hide.
+
+    Args:
+        question, turn: whose words count; the turn's count three times.
+        budget: at least 100, or a gap may not fit.
+        before: lines that the session kept before these; numbers go on from there.
+        failed: the last line is an error's message, and is shown.
+
+    The best choice among `select`'s, every gap at the price of the longest one; of more than 1,000 lines, of the 1,000
+    that are worth most a character.
 
     >>> tree = "\n".join(["a/", " a.py", "  def f", "  def g", "  def k", "b/", " b.py", "  def rate", "  def h"])
     >>> select_lines(tree, "What is the rate of b?", "", 56).splitlines()
-    ['... 5 lines: output(1, 5)', 'b/', ' b.py', '  def rate', '  def h']
+    ['a/', '... 4 lines: unfold(2, 5)', 'b/', ' b.py', '  def rate', '  def h']
     """
-    lines = _folded(text, budget)
+    lines = _folded(text, budget, failed)
     parents, values = parents_of(lines), _values(lines, question, turn)
-    numbers, above = _shortlist(parents, values)
-    gap = len(_gap(len(lines), 2 * len(lines))) + 1
+    if failed:
+        values[-1] += sum(values)
+    numbers, above = _shortlist(parents, values, lines)
+    most, unit = before + len(lines), -(-budget // _GRAIN)
+    gap = len(f"... {len(lines)} lines: unfold({most}, {most})") + 1
     costs = [budget + 2 if i is None else len(lines[i]) + 1 for i in numbers]
     worth = [0.0 if i is None else values[i] for i in numbers]
+    chosen = select([-(-cost // unit) for cost in costs], worth, above, (budget + 1) // unit, -(-gap // unit))
     parts, after = [], 0
-    for i in [*(numbers[n] for n in select(costs, worth, above, budget + 1, gap)), len(lines)]:
+    for i in [*(numbers[n] for n in chosen), len(lines)]:
         if i > after:
-            parts.append(_gap(after + 1, i))
+            parts.append(f"... {i - after} lines: unfold({before + after + 1}, {before + i})")
         parts += lines[i : i + 1]
         after = i + 1
     return "\n".join(parts)
 
 
-def _folded(text: str, budget: int) -> list[str]:
-    """The lines of a text; of one that would take a fourth of the budget, the rest goes on in lines below it."""
+def _folded(text: str, budget: int, failed: bool) -> list[str]:
+    """The lines of a text, none longer than a fourth of the budget: the rest goes on in lines below it.
+
+    An error's message, the last line, is cut to half of the budget instead.
+    """
     lines, width = [], max(20, budget // 4)
-    for line in text.split("\n"):
-        indent = " " * (len(line) - len(line.lstrip()) + 1)
-        lines.append(line[:width])
-        lines += [indent + line[i : i + width] for i in range(width, len(line), width)]
+    whole = text.split("\n")
+    for number, line in enumerate(whole):
+        indent = " " * min(len(line) - len(line.lstrip()) + 1, width // 2)
+        if failed and number == len(whole) - 1:
+            lines.append(line[: budget // 2])
+        else:
+            lines += textwrap.wrap(line, width, subsequent_indent=indent, **_AS_IT_IS) or [line]
     return lines
-
-
-def _gap(first: int, last: int) -> str:
-    return f"... {last - first + 1} lines: output({first}, {last})"
 
 
 def select(
@@ -186,7 +214,7 @@ def _values(lines: Sequence[str], question: str, turn: str) -> list[float]:
 
     What the turn says is asked now, and counts three times. A match above counts the less, the more of the output
     stands below it. By kind and depth: what fills counts twice in a line that has others below it, and less with every
-    line above it; the last line says how it ended and counts 1, or with an error's message as much as the best match.
+    line above it; the last line, which may say how it ended, counts 1.
     """
     now, words = _words(turn), [_words(line) for line in lines]
     asked = _words(question) | now
@@ -201,7 +229,7 @@ def _values(lines: Sequence[str], question: str, turn: str) -> list[float]:
         depths.append(depths[parent] + 1 if parent >= 0 else 0)
         fill = _FILL * (len(line) + 1) * (2 if i in heads else 1) / (1 + depths[i])
         values.append(matches[i] + fill)
-    values[-1] += max(1.0, *matches) if _ERROR.match(lines[-1]) else 1.0
+    values[-1] += 1.0
     return values
 
 
@@ -209,10 +237,12 @@ def _words(text: str) -> set[str]:
     return set(re.findall(r"[^\W_]+", text.casefold()))
 
 
-def _shortlist(parents: Sequence[int], values: Sequence[float]) -> tuple[list[int | None], list[int]]:
-    """The ``_MOST`` lines that are worth most, with those above them, and their parents; None: others, left out."""
+def _shortlist(
+    parents: Sequence[int], values: Sequence[float], lines: Sequence[str]
+) -> tuple[list[int | None], list[int]]:
+    """The ``_MOST`` lines worth most a character, with those above them, and their parents; None: others, left out."""
     kept: set[int] = set()
-    for i in sorted(range(len(values)), key=lambda i: -values[i]):
+    for i in sorted(range(len(values)), key=lambda i: -values[i] / (len(lines[i]) + 1)):
         way = []
         while i >= 0 and i not in kept:
             way.append(i)

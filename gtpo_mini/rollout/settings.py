@@ -16,8 +16,9 @@ class SamplingSettings:
         max_turn_tokens: policy tokens a turn, at least 1.
         max_context: tokens a rollout, prompt included; None takes the model's own limit.
         max_output: characters of a tool's output that go back to the policy, at least 1; of a longer one its beginning
-            and its end, and what stands between is left out.
-        select_output: instead, the lines that say most about the question and the turn's text; see `select_lines`.
+            and its end, and a line between that says so.
+        select_output: instead, the lines that say most about the question and the turn's text (`select_lines`); then
+            ``max_output`` is at least 100.
         rows: rollouts decoded at once.
         tool_patience: seconds that decoding waits for a tool's result at the step where it is due; a later one does
             not hold up the others, as long as fewer calls are late than the sandbox has workers. None: without end on a
@@ -39,6 +40,8 @@ class SamplingSettings:
         for name in ("max_turns", "max_turn_tokens", "max_output", "rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.select_output and self.max_output < 100:
+            raise ValueError(f"max_output={self.max_output}: must be at least 100 where lines are selected")
         if self.max_context is not None and self.max_context < 1:
             raise ValueError(f"max_context={self.max_context}: must be at least 1, or None")
         if self.tool_patience is not None and not 0 <= self.tool_patience < math.inf:

@@ -36,6 +36,7 @@ class Session:
         self._limits = limits
         self._child: Child | None = self._link.spawn()
         self._turns: list[tuple[int, str]] = []  # those that ended by themselves
+        self.kept_lines = 0  #: of long outputs, which code of `prepare` put into the session
         self._number, self._lock, self._closing = 0, threading.Lock(), False
 
     def run(self, code: str) -> ExecutionResult:
@@ -48,7 +49,7 @@ class Session:
         return self._guarded(code, 1)
 
     def prepare(self, code: str) -> ExecutionResult:
-        """Run code that comes before the first turn, and counts as none; else as `run`."""
+        """Run code that counts as no turn, and is none in tracebacks; else as `run`."""
         return self._guarded(code, 0)
 
     def _guarded(self, code: str, turns: int) -> ExecutionResult:
@@ -58,7 +59,7 @@ class Session:
             if os.getpid() != self._link.owner:
                 raise SandboxUnavailable("this process was forked from the session's owner: make a Sandbox of its own")
             self._number += turns
-            return self._run(code, self._number)
+            return self._run(code, self._number if turns else 0)
 
     def _run(self, code: str, number: int) -> ExecutionResult:
         if self._heavier and any(name in code for name in self._heavier[0].preload):

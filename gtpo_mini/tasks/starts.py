@@ -50,6 +50,7 @@ class Family:
     draw: Callable[..., tuple[Problem, ...]]
     write: Callable[[Problem, random.Random, Any], Texts]
     stages: tuple[Stage, ...]  #: of its cold start: first the skill, then habits, so that there is something to unlearn
+    apart: str = "[A-Z][a-z]+"  #: what its tokenizer keeps the same everywhere: names, which are to be copied
     views: tuple[Mapping[str, Any], ...] = ({},)  #: what traces show of long outputs, in turn; of `SamplingSettings`
 
 
@@ -79,7 +80,8 @@ FAMILIES = {
         "tiny-workspace",
         workspace.draw_problems,
         workspace.write_turns,
-        (_skill(workspace.KINDS, 9000, 2000),),
+        (_skill(workspace.KINDS, 9000, 1500),),
+        workspace.APART,
         tuple({"max_output": most, "select_output": select} for most in (120, 180, 360) for select in (False, True)),
     ),
 }

@@ -230,8 +230,9 @@ def _facts(split: str, size: int = 2048, seed: int = 0, hops: int = 3, ask: str 
 
 
 def _workspace(split: str, size: int = 2048, seed: int = 0, hops: int = 2, ask: str = "value") -> Task:
-    problems, wrong = workspace.draw_problems(size, split, seed, hops, ask), workspace.wrong_answers
-    return Task("workspace", problems, workspace.grade, workspace.setup, split=split, wrong_answers=wrong)
+    problems, rate = workspace.draw_problems(size, split, seed, hops, ask), 0.1 if ask == "fault" else 0.0
+    own = {"setup": workspace.setup, "wrong_answers": workspace.wrong_answers}
+    return Task("workspace", problems, workspace.grade, **own, split=split, guess_rate=rate)
 
 
 def _strategyqa(split: str, size: int | None = None) -> Task:

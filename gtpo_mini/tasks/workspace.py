@@ -11,28 +11,36 @@ import hashlib
 import random
 import re
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
 
 from ..types import Problem
 from .facts import draw_names
 from .habits import Habits, Solver, Texts
 
 PROPERTIES = ("rate", "size", "cost", "port", "limit", "delay", "width", "depth", "count", "level")
-#: What a solver may have a wrong idea of: the definition below the asked one is read, what a reference adds is
-#: dropped, times is taken for plus, of an output that was cut the rest is never read.
-KINDS = ("near", "refer", "times", "rest")
+#: What a solver may have a wrong idea of: the definition below the asked one is read; what was cut is never read.
+KINDS = ("near", "rest")
+WORDS = (
+    *("amber", "apple", "birch", "cedar", "coral", "daisy", "elder", "fern", "grape", "hazel", "ivory", "jade", "kelp"),
+    *("lemon", "maple", "olive", "onyx", "pearl", "plum", "quartz", "reed", "rose", "ruby", "slate", "tulip", "umber"),
+    *("velvet", "willow", "yarrow", "zinc"),
+)
+#: What is the same tokens everywhere for the tiny policy, which finds a definition by name and copies what it says.
+APART = "|".join(("[A-Z][a-z]+", *PROPERTIES, *WORDS))
 _ASKS = ("value", "fault")
 _FOLDERS, _FILES = 3, 9
-_CALLS = 7  # of a solver, the last for the sum
+_CALLS = 6  # of a solver, but for sums
 _SETUP = '''\
 def look(path=".", first=1, _files={files!r}):
     """Print what stands under a path: a folder's files and their definitions, or a file's text, from a line on.
 
-    A path may be a file's name alone, with or without its ending; "." is all.
+    A path may be a file's name alone, and lack its ending; "." is all.
     """
-    path, lines = path.strip().strip("/"), []
+    path, lines = str(path).strip().removeprefix("./").strip("/"), []
     for name, text in _files.items():
         folder, _, file = name.partition("/")
-        if path in (name, file, file.partition(".")[0]):
+        if path in (name, name.partition(".")[0], file, file.partition(".")[0]):
             lines = [name, *(" " + line for line in text)]
             break
         if path in (".", "", folder):
@@ -49,32 +57,24 @@ def draw_problem(rng: random.Random, hops: int = 2, ask: str = "value") -> Probl
     folders, stems = names[:_FOLDERS], names[_FOLDERS:]
     orders = {stem: rng.sample(PROPERTIES, len(PROPERTIES)) for stem in stems}
     chain = [(stem, rng.choice(PROPERTIES)) for stem in rng.sample(stems, hops)]
-    values: dict[tuple[str, str], tuple[str, int]] = {}
-    for place, key in reversed(list(enumerate(chain))):
-        if place == hops - 1:
-            expression = f"{rng.randint(12, 99)} * {rng.randint(3, 9)}"
-            values[key] = expression, eval(expression)
-        else:
-            symbol, number = rng.choice("+*"), rng.randint(2, 9)
-            (stem, what), (_, below) = chain[place + 1], values[chain[place + 1]]
-            values[key] = f"{stem}.{what}() {symbol} {number}", below + number if symbol == "+" else below * number
-    fault = (chain[0][0], rng.choice(PROPERTIES))
+    fault, answer = rng.choice(PROPERTIES), rng.choice(WORDS)
+    leads = {key: f"{stem}.{what}()" for key, (stem, what) in pairwise(chain)} | {chain[-1]: answer}
     files = {}
     for number, stem in enumerate(stems):
         written = []
         for what in orders[stem]:
-            if (stem, what) not in values or ask == "fault":
-                expression = f"{rng.randint(12, 99)} * {rng.randint(3, 9)}"
-                values[stem, what] = expression, eval(expression)
-            expression, value = values[stem, what]
-            comment = "" if ask == "value" else f"  # {value + rng.randint(1, 9) * ((stem, what) == fault)}"
-            written.append((what, expression, comment))
-        ending = rng.choice((".py", ".txt"))
-        files[f"{folders[number % _FOLDERS]}/{stem}{ending}"] = tuple(written)
-    (stem, what), answer = chain[0], str(values[chain[0]][1])
-    question = f"What is the {what} of {stem}?"
+            a, b = rng.randint(12, 99), rng.randint(3, 9)
+            wrong = rng.randint(1, 9) * (what == fault and stem == chain[0][0])
+            if ask == "fault":
+                written.append((what, f"{a} * {b}", str(a * b + wrong)))
+            else:
+                written.append((what, leads.get((stem, what)) or rng.choice([w for w in WORDS if w != answer]), ""))
+        files[f"{folders[number % _FOLDERS]}/{stem}{rng.choice(('.py', '.txt'))}"] = tuple(written)
+    stem, what = chain[0]
+    place = f"{folders[stems.index(stem) % _FOLDERS]}/{stem}"
+    question = f"What is the {what} of {place}?"
     if ask == "fault":
-        question, answer = f"Which definition of {stem} is not what its comment says?", fault[1]
+        question, answer = f"Which definition of {place} is not what its comment says?", fault
     metadata = {"files": files, "start": (stem, what), "ask": ask}
     key = hashlib.sha256(f"{question} {files}".encode()).hexdigest()[:16]
     return Problem(key, question, answer, metadata)
@@ -85,11 +85,11 @@ def draw_problems(
 ) -> tuple[Problem, ...]:
     """``size`` different problems; the hash of its question puts one in eight into the test split.
 
-    ``ask``: "value", the number that a definition returns, after 1 to 4 ``hops`` from file to file; or "fault", which
-    of a file's ten definitions returns something else than its comment says.
+    ``ask``: "value", the word that a definition returns, after 1 to 4 ``hops`` from file to file; or "fault", which of
+    a file's ten definitions returns another number than its comment says.
 
     >>> draw_problems(1)[0].question
-    'What is the rate of Kiquyu?'
+    'What is the rate of Dirade/Kiquyu?'
     """
     if split not in ("train", "test"):
         raise ValueError(f"split={split!r}: the task 'workspace' has the splits 'train' and 'test'")
@@ -116,103 +116,111 @@ def setup(problem: Problem) -> str:
 
 
 def _text(path: str, written: Sequence[tuple[str, str, str]]) -> list[str]:
-    if path.endswith(".txt"):
-        return [f"{what}: {expression}{comment}" for what, expression, comment in written]
-    lines = [(f"def {what}():{comment}", f" return {expression}") for what, expression, comment in written]
-    return [line for pair in lines for line in pair]
+    lines = []
+    for what, value, comment in written:
+        comment = comment and f"  # {comment}"
+        if path.endswith(".txt"):
+            lines.append(f"{what}: {value}{comment}")
+        else:
+            lines += [f"def {what}():{comment}", f" return {value!r}" if value in WORDS else f" return {value}"]
+    return lines
 
 
-_LINE = re.compile(r" (\w+): ([^#]*\d)(?:  # (\d+))?")
+_LINE = re.compile(r" (\w+): ([^#\n]+?)(?:  # (\d+))?")
 _HEAD = re.compile(r" def (\w+)\(\):(?:  # (\d+))?")
-_BODY = re.compile(r"  return (.*\d)")
-_GAP = re.compile(r"\.\.\. \d+ lines: (output\(\d+, \d+\))")
-_REFERENCE = re.compile(r"(\w+)\.(\w+)\(\) (.+)")
+_BODY = re.compile(r"  return (.+)")
+_GAP = re.compile(r"\.\.\. \d+ lines: (unfold\(\d+, \d+\))")
+_CUT = re.compile(r"[^\n]*\n\.\.\. \(\d+ characters left out\)\n[^\n]*")  # with the two lines that are not whole
+_REFERENCE = re.compile(r"(\w+)\.(\w+)\(\)")
+
+
+class _Read(NamedTuple):
+    """A definition that was seen."""
+
+    value: str
+    comment: str
+    quote: str  #: as it stands in the file
+
+
+_Gap = tuple[str, re.Match[str] | None]  # the call that shows it, and the definition that goes on there
 
 
 def write_turns(problem: Problem, rng: random.Random, habits: Habits) -> Texts:
     """The turns of a simulated solver, as `make_trace` takes them: it reads what it is shown, and asks for the rest."""
     (stem, what), solver, fault = problem.metadata["start"], Solver(habits, rng), problem.metadata["ask"] == "fault"
-    call, first, outer, answer = f'look("{stem}")', 1, list[str](), "unknown"
-    found: dict[str, tuple[str, str]] = {}  # of this file: definition -> expression, comment
-    head: tuple[str, str] | None = None
-    left = _CALLS
-    while left > 1:
-        thought = f"{stem}:\n```python\n" if fault else f"{what} of {stem}:\n```python\n"
-        if left > 2 and solver.breaks():
+    call, quote, left = f'look("{stem}")', "", _CALLS
+    found: dict[str, _Read] = {}  # of this file
+    gaps: list[_Gap] = []  # of the last long output
+    head = None
+    while left:
+        thought = f"{quote}{stem if fault else f'{what} of {stem}'}:\n```python\n"
+        if left > 1 and solver.breaks():
             yield thought + call[:-1] + "\n```"
             left -= 1
         shown = (yield thought + call + "\n```").stdout
-        left -= 1
-        gap, head = _read(shown, found, head, what)
+        left, quote = left - 1, ""
+        gaps = _read(call, shown, found, head, what) or gaps
         if what in found and not fault:
             names = list(found)
             if solver.mistakes("near"):
                 what = names[(names.index(what) + 1) % len(names)]
-            if (reference := _REFERENCE.fullmatch(found[what][0])) is None:
+            quote = f"{found[what].quote}\n"
+            if (reference := _REFERENCE.fullmatch(found[what].value)) is None:
                 break
-            stem, what, more = reference.groups()
-            outer.append(more)
-            call, first, found, head = f'look("{stem}")', 1, {}, None
+            (stem, what), found, gaps, head = reference.groups(), {}, [], None
+            call = f'look("{stem}")'
         elif solver.mistakes("rest"):
             break
-        elif gap:
-            call = gap
-        elif "\n... (" in shown:  # a plain cut: from the line on at which it was made
-            first += max(1, shown.partition("\n... (")[0].count("\n"))
-            call = f'look("{stem}", {first})'
+        elif gaps:
+            call, head = gaps.pop(0)
         else:
             break
+    answer = found[what].value if what in found else "unknown"
     if fault and found:
-        values = (yield f"Sums:\n```python\nprint({', '.join(said for said, _ in found.values())})\n```").stdout.split()
-        wrong = [name for (name, (_, comment)), value in zip(found.items(), values, strict=False) if value != comment]
-        answer = wrong[0] if wrong else answer
-    elif what in found:
-        expression = found[what][0]
-        for more in () if solver.mistakes("refer") else reversed(outer):
-            expression = f"({expression}) {more}"
-        if solver.mistakes("times"):
-            expression = expression.replace("*", "+", 1)
-        thought = f"{what}: {found[what][0]}\n```python\n"
-        answer = (yield f"{thought}print({expression})\n```").stdout.strip() or answer
-    yield f"\\boxed{{{answer}}}"
+        values = (
+            yield f"Sums:\n```python\nprint({', '.join(one.value for one in found.values())})\n```"
+        ).stdout.split()
+        wrong = [name for (name, one), value in zip(found.items(), values, strict=False) if value != one.comment]
+        answer = wrong[0] if wrong else "unknown"
+    yield f"{quote}\\boxed{{{answer}}}"
 
 
-def _read(
-    shown: str, found: dict[str, tuple[str, str]], head: tuple[str, str] | None, what: str
-) -> tuple[str | None, tuple[str, str] | None]:
-    """Take up the definitions of an output; the call for a gap in it, and the definition that goes on there.
+def _read(call: str, shown: str, found: dict[str, _Read], head: re.Match[str] | None, what: str) -> list[_Gap]:
+    """Take up the definitions of a call's output; returns its gaps, the one in ``what`` first.
 
-    ``head``: the definition that goes on in the output's first line. The gap is the first one, or that in ``what``.
+    ``head``: the definition that goes on in the output's first line. After a plain cut, `look` goes on at its line.
     """
-    call, goes_on = None, None
-    for line in shown.split("\n"):
-        if gap := _GAP.fullmatch(line):
-            if call is None or (head is not None and head[0] == what):
-                call, goes_on = gap[1], head
+    path, _, first = call.removeprefix("look(").removesuffix(")").partition(", ")
+    gaps: list[_Gap] = []
+    for number, line in enumerate(_CUT.sub("\0", shown).split("\n")):
+        if line == "\0":
+            gaps.append((f"look({path}, {int(first or 1) + number})", head))
+            head = None
+        elif gap := _GAP.fullmatch(line):
+            gaps.insert(0 if head is not None and head[1] == what else len(gaps), (gap[1], head))
             head = None
         elif begun := _HEAD.fullmatch(line):
-            head = (begun[1], begun[2] or "")
+            head = begun
         elif (body := _BODY.fullmatch(line)) and head is not None:
-            found[head[0]], head = (body[1], head[1]), None
+            found[head[1]] = _Read(body[1].strip("'"), head[2] or "", f"{head[0]}\n{line}")
+            head = None
         elif whole := _LINE.fullmatch(line):
-            found[whole[1]] = (whole[2], whole[3] or "")
-    return call, goes_on
+            found[whole[1]] = _Read(whole[2], whole[3] or "", line)
+    return gaps
 
 
 def grade(problem: Problem, answer: str) -> bool:
-    """Whether the answer is the number, or the definition's name.
+    """Whether the answer is the word, or the definition's name, with or without quotes.
 
-    >>> grade(Problem("1", "?", "391"), " 391 "), grade(Problem("1", "?", "rate"), "size")
+    >>> grade(Problem("1", "?", "amber"), " 'amber' "), grade(Problem("1", "?", "rate"), "size")
     (True, False)
     """
-    return answer.strip() == problem.answer
+    return answer.strip(" \"'").casefold() == problem.answer
 
 
 def wrong_answers(problem: Problem) -> list[str]:
-    """What a wrong way leads to: the values or names of the other definitions of the file that is asked about."""
+    """What a wrong way leads to: what the other definitions of the file that is asked about say, or their names."""
     stem = problem.metadata["start"][0]
     (written,) = (found for path, found in problem.metadata["files"].items() if f"/{stem}." in path)
-    if problem.metadata["ask"] == "fault":
-        return [name for name, *_ in written if name != problem.answer]
-    plain = [str(eval(expression)) for _, expression, _ in written if expression[0].isdigit()]
-    return [value for value in plain if value != problem.answer]
+    asked = [name if problem.metadata["ask"] == "fault" else value for name, value, _ in written]
+    return [text for text in asked if text != problem.answer]

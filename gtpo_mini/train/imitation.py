@@ -22,7 +22,7 @@ from ..policy.model import Policy
 from ..rollout.builder import RolloutBuilder
 from ..rollout.chat import Chat
 from ..rollout.engine import RolloutEngine
-from ..rollout.observation import run_call, shown
+from ..rollout.observation import run_call
 from ..rollout.protocol import ToolProtocol
 from ..rollout.settings import SamplingSettings
 from ..sandbox import Sandbox
@@ -66,28 +66,35 @@ def make_trace(
             if parsed.code is None:
                 builder.end_turn(Turn(text))
                 break
-            result = run_call(session, parsed.code, settings)
-            told = shown(result, problem.question, text, settings)
+            result, told = run_call(session, parsed.code, problem.question, text, settings)
             builder.push_result(chat.encode_result(told))
-            builder.end_turn(Turn(text, code=parsed.code, result=result))
+            builder.end_turn(Turn(text, code=parsed.code, result=result, told=None if told is result else told))
             text = turns.send(told)
     return builder.freeze(StopReason.NO_ANSWER if parsed.answer is None else StopReason.ANSWER, parsed.answer)
 
 
-def read_traces(path: str | Path, chat: Chat, sandbox: Sandbox, context: int | None = None) -> list[Trajectory]:
+def read_traces(
+    path: str | Path,
+    chat: Chat,
+    sandbox: Sandbox,
+    context: int | None = None,
+    settings: SamplingSettings = SamplingSettings(),
+) -> list[Trajectory]:
     r"""Traces of at most ``context`` tokens from a JSON-lines file; a ValueError names the line or id of a broken one.
 
     A line: ``{"question": "6 * 7?", "answer": "42", "turns": ["```python\nprint(6 * 7)\n```", "\\boxed{42}"]}``.
-    Tool output is no part of it: the calls are run here.
+    Tool output is no part of it: the calls are run here, and shown as ``settings`` say.
     """
     context = min(context or chat.policy.context_length, chat.policy.context_length)
     problems = load_json_lines(Path(path))
     if not problems:
         raise ValueError(f"{path}: holds no traces")
-    return [_read_trace(Task(str(path), problems), problem, chat, sandbox, context) for problem in problems]
+    return [_read_trace(Task(str(path), problems), problem, chat, sandbox, context, settings) for problem in problems]
 
 
-def _read_trace(judge: Task, problem: Problem, chat: Chat, sandbox: Sandbox, context: int) -> Trajectory:
+def _read_trace(
+    judge: Task, problem: Problem, chat: Chat, sandbox: Sandbox, context: int, settings: SamplingSettings
+) -> Trajectory:
     def check(holds: bool, fault: str) -> None:
         if not holds:
             raise ValueError(f"{judge.name}: the trace with the id (or on the line) {problem.id}: {fault}")
@@ -106,7 +113,7 @@ def _read_trace(judge: Task, problem: Problem, chat: Chat, sandbox: Sandbox, con
         for text in texts:
             _ = yield text  # a list's own iterator could not be sent a result
 
-    trace = make_trace(problem, in_turn(), chat, sandbox)
+    trace = make_trace(problem, in_turn(), chat, sandbox, settings=settings)
     right = judge.grade(problem, trace.answer)
     check(right, f"it answers {trace.answer!r}, but its 'answer' is {problem.answer!r}")
     check(len(trace.token_ids) <= context, f"{len(trace.token_ids)} tokens, but the context holds {context}")
@@ -220,7 +227,7 @@ def imitate_into(
     with Sandbox() as sandbox:
         engine = RolloutEngine(policy, protocol, sandbox, config.sampling(rows=64))
         if file is not None:
-            traces = read_traces(file, engine.chat, sandbox, config.max_context)
+            traces = read_traces(file, engine.chat, sandbox, config.max_context, engine.settings)
         else:
             traces = sample_traces(engine, task, problems, samples, config.seed)
     write_traces(folder / "traces.jsonl", traces)

@@ -77,7 +77,7 @@ class GTPOTrainer(GRPOTrainer):
         problems = {problem.question: problem for problem in task.problems}
 
         def roll_out(prompts: Sequence[str], trainer: GTPOTrainer) -> dict[str, list]:
-            asked, group = [problems[one] for one in prompts], trainer.num_generations
+            asked, group = [problems[one] for one in prompts], trainer._group
             first = trainer.accelerator.process_index * len(asked)  # the number of this process's first rollout
             whole = len(asked) % group == first % group == 0  # then a shared prompt is computed once
             how = {"seed": args.seed * 10**6 + trainer.state.global_step, "task": task, "first": first}
@@ -104,11 +104,11 @@ class GTPOTrainer(GRPOTrainer):
         return found
 
     def _generate_and_score_completions(self, inputs: list[Mapping[str, Any]]) -> dict[str, Any]:
-        self.rollouts = []
+        self.rollouts, self._group = [], self.num_generations if self.model.training else self.num_generations_eval
         out = super()._generate_and_score_completions(inputs)
         mine = self.rollouts = self.rollouts or read_rollouts(*self._said, out.get("tool_mask", out["completion_mask"]))
         rollouts, first = gather_object(mine), self.accelerator.process_index * len(mine)
-        rewards, advantages = assign_credit(self.credit, rollouts, self._graded.tolist(), self.num_generations)
+        rewards, advantages = assign_credit(self.credit, rollouts, self._graded.tolist(), self._group)
         out["advantages"] = turn_advantages(mine, advantages[first : first + len(mine)], out["completion_ids"])
         of_now = self._metrics["train" if self.model.training else "eval"]
         of_now["turn_reward"].append(sum(map(sum, rewards)) / len(rewards))
@@ -130,7 +130,7 @@ def read_rollouts(
         turns += [Turn("")] * (index[-1] + 1 - len(turns))
         count = index[-1] + 1 if any(mine) else None  # `mask_truncated_completions` leaves no mask to count by
         about = {"problem": Problem("", str(prompt), ""), "stop": StopReason.ANSWER, "prompt_length": 0}
-        labels = {"loss_mask": mine, "turn_index": tuple(index), "logprobs": (0.0,) * len(tokens)}
+        labels = {"loss_mask": mine, "turn_index": tuple(index[: len(mine)]), "logprobs": (0.0,) * len(tokens)}
         rollouts.append(Trajectory(turns=tuple(turns[:count]), token_ids=tuple(tokens), **labels, **about))
     return rollouts
 
