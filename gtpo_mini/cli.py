@@ -311,7 +311,7 @@ def coldstart(family: str = "branching", output: Path | None = None) -> None:
     """Make a tiny policy again (half an hour to an hour on one core).
 
     Args:
-        family: branching, programs, facts or workspace
+        family: branching, programs or facts
         output: another folder than its own in data/
     """
     experiments.coldstart.cold_start(family, output)

@@ -12,6 +12,7 @@ if "GTPO_REAL_MODEL" not in os.environ:  # the ordinary tests ask no hub, so tha
 import pytest
 import torch
 from browser import Browser
+from hypothesis import settings
 from small_models import save_model
 
 from gtpo_mini.policy.load import load_policy
@@ -20,6 +21,8 @@ from gtpo_mini.sandbox import Sandbox
 from gtpo_mini.types import ExecutionResult, Problem, StopReason, Trajectory, Turn
 
 torch.set_num_threads(1)
+settings.register_profile("untimed", deadline=None)  # on a busy machine any example may take long
+settings.load_profile("untimed")
 
 
 def pytest_collection_modifyitems(config, items):

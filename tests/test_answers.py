@@ -39,8 +39,8 @@ def rank_correlations() -> list[str]:
 
 
 def views() -> list[str]:
-    found = json.loads((report.RUNS / "observation.json").read_text(encoding="utf-8"))["views"]
-    return [f"{100 * found[f'{way} 120']['accuracy'][0]:.0f} %" for way in ("cut", "select")]
+    found = json.loads((report.RUNS / "observation.json").read_text(encoding="utf-8"))["views"]["value"]
+    return [f"{100 * found[f'{way} 120']['accuracy'][0]:.1f} %" for way in ("cut", "select")]
 
 
 SAID = {

@@ -42,7 +42,7 @@ def cost_of(chosen, costs, gap):
 
 
 @given(trees())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_selection_is_what_trying_everything_finds(tree):
     costs, values, parents, budget, gap = tree
     every = (set(itertools.compress(range(len(costs)), bits)) for bits in itertools.product((0, 1), repeat=len(costs)))
@@ -57,7 +57,7 @@ def test_selection_is_what_trying_everything_finds(tree):
 
 
 @given(st.text(alphabet="ab \n", max_size=400), st.integers(60, 200), st.sampled_from(["", "a", "where is ab?"]))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_selection_keeps_to_its_budget_and_its_gaps_say_what_they_hide(text, budget, question):
     lines = text.split("\n")
     if max(map(len, lines)) > max(20, budget // 4):

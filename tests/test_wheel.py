@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "gtpo_mini"
-TINY = ("tiny_facts", "tiny_policy", "tiny_programs", "tiny_workspace")
+TINY = ("tiny_facts", "tiny_policy", "tiny_programs")
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
 
 

@@ -8,7 +8,6 @@ traces with other habits.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import os
 import random
@@ -27,7 +26,6 @@ from ..policy.load import TINY, load_policy
 from ..policy.model import Policy
 from ..rollout.chat import Chat
 from ..rollout.protocol import load_protocol
-from ..rollout.settings import SamplingSettings
 from ..sandbox import Sandbox
 from ..tasks.branching import draw_problems
 from ..tasks.habits import Habits
@@ -37,6 +35,7 @@ from ..train.config import results_folder
 from ..train.imitation import imitate, make_trace
 from ..types import Trajectory
 
+_WORD = "[A-Z][a-z]+"  # names, which are to be copied
 # It keeps the last message only: the cold start taught the one protocol there is, so instructions and examples would
 # only make every prompt four times as long.
 _CHAT_TEMPLATE = (Path(__file__).resolve().parents[1] / "assets" / "tiny_chat.jinja").read_text("utf-8").rstrip()
@@ -89,13 +88,11 @@ def cold_start(
         if family == "branching":
             tokenizer = train_tokenizer(_branching_texts(stages[0].traces, seed, sandbox))
         else:
-            tokenizer = train_tokenizer(_texts(family, stages[0], seed, sandbox), apart=made.apart)
+            tokenizer = train_tokenizer(_texts(family, stages[0], seed, sandbox), apart=_WORD)
         policy = Policy(tiny_model(tokenizer, seed), tokenizer, made.model)
         losses = [learn_stage(policy, stage, n, batch, seed, sandbox, family) for n, stage in enumerate(stages)]
     folder = folder or TINY[made.model]
-    policy.model.to(torch.bfloat16)  # half the size of what is shipped
     policy.save(folder)
-    policy.model.to(torch.float32)
     record = {"family": family, "stages": [asdict(stage) for stage in stages], "batch": batch, "seed": seed}
     Path(folder, "cold_start.json").write_text(json.dumps({**record, "losses": losses}, indent=1) + "\n", "utf-8")
     return policy
@@ -122,10 +119,9 @@ def _texts(family: str, stage: Stage, seed: int, sandbox: Sandbox) -> list[str]:
     texts = 500 * ["user\n", "assistant\n"]
     few = replace(stage, traces=min(stage.traces, 2000))
     for trace in make_traces(few, seed, random.Random(seed), chat, sandbox, family):
+        results = [turn.result for turn in trace.turns if turn.result is not None]
         texts += [trace.problem.question, *(turn.text for turn in trace.turns)]
-        labels = list(zip(trace.token_ids, trace.turn_index, trace.loss_mask, strict=True))
-        for number in range(len(trace.turns) - 1):
-            texts.append(chat.policy.decode([i for i, turn, mine in labels if turn == number and not mine]))
+        texts += map(chat.protocol.tool_text, results)
     return texts
 
 
@@ -135,11 +131,7 @@ def make_traces(
     """The traces of a stage, of problems drawn with ``seed``."""
     made, task = FAMILIES[family], load_task(family, size=1, **stage.task)
     problems = tqdm(made.draw(stage.traces, "train", seed=seed, **stage.task), desc=f"{family}: traces")
-    views = itertools.cycle(SamplingSettings(**view) for view in made.views)
-    return [
-        make_trace(p, made.write(p, rng, stage.noise), chat, sandbox, task, view)
-        for p, view in zip(problems, views, strict=False)
-    ]
+    return [make_trace(p, made.write(p, rng, stage.noise), chat, sandbox, task) for p in problems]
 
 
 def learn_stage(

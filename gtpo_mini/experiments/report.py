@@ -274,16 +274,18 @@ def meters_table(folder: Path) -> str:
 
 
 def observation_table(folder: Path = RUNS) -> str:
-    """Markdown: what `tiny-workspace` makes of a plain cut and of selected lines, a line a view."""
+    """Markdown: what a scripted reader makes of a plain cut and of selected lines, a line a view."""
     record, rows = json.loads((folder / "observation.json").read_text(encoding="utf-8")), []
-    for name, view in sorted(record["views"].items(), key=lambda one: (int(one[0].split()[1]), one[0])):
+    for ask, name, view in ((ask, *one) for ask, views in record["views"].items() for one in views.items()):
         way, most = name.split()
         accuracy = "{:.0f} [{:.0f}, {:.0f}]".format(*(100 * share for share in view["accuracy"]))
         gain = "{:+.0f} [{:+.0f}, {:+.0f}]".format(*(100 * share for share in view["gain"])) if "gain" in view else ""
         tokens = "{:.0f} [{:.0f}, {:.0f}]".format(*view["tokens"])
-        rows.append((most, way, accuracy, gain, tokens, f"{view['turns']:.1f}", f"{view['asked_for_the_rest']:.1f}"))
+        rows.append(
+            (ask, most, way, accuracy, gain, tokens, f"{view['turns']:.1f}", f"{view['asked_for_the_rest']:.1f}")
+        )
     columns = (
-        "characters | shown | right, % | more than by the cut, points | tokens a rollout | turns | calls for the rest"
+        "asked | characters | shown | right, % | minus the cut, points | tokens a rollout | turns | calls for the rest"
     )
     return markdown_table(columns, rows)
 

@@ -24,8 +24,8 @@ from .model import CANNOT_GO_ON_TOP, Policy, first_line, quiet
 _PACKAGE = Path(__file__).resolve().parents[1]
 _DATA = _PACKAGE if (_PACKAGE / "tiny_policy").is_dir() else _PACKAGE.parent / "data"  # of a wheel, or of a checkout
 TINY_FOLDER = _DATA / "tiny_policy"
-#: The policies of this package by name: for the tasks branching, programs, facts and workspace.
-TINY = {"tiny": TINY_FOLDER} | {f"tiny-{name}": _DATA / f"tiny_{name}" for name in ("programs", "facts", "workspace")}
+#: The policies of this package by name: for the tasks branching, programs and facts.
+TINY = {"tiny": TINY_FOLDER, "tiny-programs": _DATA / "tiny_programs", "tiny-facts": _DATA / "tiny_facts"}
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 _HUB_SECONDS = 5  # for the question whether it has a model
 
@@ -42,7 +42,7 @@ def load_policy(
     """Load a policy: one to train, or a trained one.
 
     Args:
-        name: "tiny", "tiny-programs", ... (`TINY`: the checkpoints of this package), a name on the Hugging Face hub,
+        name: "tiny", "tiny-programs" or "tiny-facts" (the checkpoints of this package), a name on the Hugging Face hub,
             or a folder: of a model, of a trained adapter (its base model comes with it) or of a run (its ``policy/``).
             None: the base model of ``adapter``, or "tiny".
         quantize: None, or "nf4": 4-bit NF4 weights with double quantisation, and LoRA (rank 16 unless given).

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from ..types import Problem
-from . import branching, facts, programs, workspace
+from . import branching, facts, programs
 from .branching import TraceNoise
 from .habits import Habits, Texts
 
@@ -37,9 +37,9 @@ def ideas(
     return Habits({kind: chance if kind in wrong else others for kind in kinds}, revise=revise)
 
 
-def _skill(kinds: Sequence[str], traces: int = 20000, steps: int = 3000) -> Stage:
+def _skill(kinds: Sequence[str]) -> Stage:
     """A first stage: some mistakes of every kind, so that putting them right is learned too."""
-    return Stage(traces, steps, 3e-3, Habits(dict.fromkeys(kinds, 0.12), revise=0.9))
+    return Stage(20000, 3000, 3e-3, Habits(dict.fromkeys(kinds, 0.12), revise=0.9))
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,6 @@ class Family:
     draw: Callable[..., tuple[Problem, ...]]
     write: Callable[[Problem, random.Random, Any], Texts]
     stages: tuple[Stage, ...]  #: of its cold start: first the skill, then habits, so that there is something to unlearn
-    apart: str = "[A-Z][a-z]+"  #: what its tokenizer keeps the same everywhere: names, which are to be copied
-    views: tuple[Mapping[str, Any], ...] = ({},)  #: what traces show of long outputs, in turn; of `SamplingSettings`
 
 
 FAMILIES = {
@@ -75,14 +73,6 @@ FAMILIES = {
         facts.draw_problems,
         facts.write_turns,
         (_skill(facts.KINDS), Stage(5000, 300, 1e-3, ideas(facts.KINDS, ("boss", "owner", "guard"), 0.6))),
-    ),
-    "workspace": Family(
-        "tiny-workspace",
-        workspace.draw_problems,
-        workspace.write_turns,
-        (_skill(workspace.KINDS, 9000, 1500),),
-        workspace.APART,
-        tuple({"max_output": most, "select_output": select} for most in (120, 180, 360) for select in (False, True)),
     ),
 }
 

@@ -26,9 +26,6 @@ WORDS = (
     *("lemon", "maple", "olive", "onyx", "pearl", "plum", "quartz", "reed", "rose", "ruby", "slate", "tulip", "umber"),
     *("velvet", "willow", "yarrow", "zinc"),
 )
-#: What shares no token with what stands beside it, for the tiny policy: what is to be copied, and how a line begins. So
-#: a definition is the same tokens in a file and in a quote, and what it says comes right after its name.
-APART = "|".join((r"\n? def |\n? (?=\w+: )", "[A-Z][a-z]+", *WORDS))
 _ASKS = ("value", "fault")
 _FOLDERS, _FILES = 3, 9
 _CALLS = 6  # of a solver, but for sums

@@ -28,7 +28,7 @@ class Model:
     """Which policy."""
 
     profile: str | None = None  # cpu, t4 or rtx: where the other defaults come from (GTPO_PROFILE, or cpu)
-    model: str = "tiny"  # tiny, tiny-programs, tiny-facts, tiny-workspace, a model folder, a run, or a hub name
+    model: str = "tiny"  # tiny, tiny-programs, tiny-facts, a model folder, a run, or a hub name
     quantize: str | None = None  # nf4: 4-bit base weights, and LoRA
     device: str = "cpu"  # cpu, cuda, ...
     lora_rank: int | None = None  # train a new LoRA adapter of this rank
