@@ -44,6 +44,9 @@ ARM_STYLE = {
     "+returns": ("#CC79A7", "D", "+ returns"),
     "potential": ("#000000", "P", "potential"),
     "+progress": ("#E69F00", "*", "+ progress (ours)"),
+    "normalize_batch": ("#777777", "<", "GTPO, batch"),
+    "normalize_centred": ("#009E73", ">", "GTPO, centred batch (ours)"),
+    "spare_hopeless": ("#0072B2", "X", "GTPO, hopeless groups spared (ours)"),
 }
 _OTHER = ("#777777", "x")
 LABELS = {
@@ -351,6 +354,7 @@ def plot_prediction(
         rho = "rank correlation {:+.2f} [{:+.2f}, {:+.2f}]".format(*rank_correlation(dots))
         axes.set_title(f"{when}: {rho}", fontsize=9)
         axes.set_xlabel("meter, minus GRPO's")
+        axes.locator_params(axis="x", nbins=5)
         _finish(axes)
     panels[0][0].set_ylabel("area under the learning curve, minus GRPO's, points")
     panels[0][-1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)

@@ -7,7 +7,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import chain, pairwise
+from itertools import chain, pairwise, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -206,48 +206,57 @@ def study_sentence(study: Mapping[str, Sequence[RecordedRun]]) -> str:
     weak = {name: d for name, d in found.items() if name.endswith("_5")}
     if not weak:
         return text
+    spared = [in_weak_starts(study, "spare_hopeless", base) for base in ("gtpo", "grpo")]
+    cure = ""
+    if all(spared):
+        over, against = (points(t_interval([*found[-1].values()])) for found in spared)
+        cure = f" Without penalties in such groups (`spare_hopeless`): {over} over GTPO, {against} against GRPO "
+        cure += f"({len(spared[0][-1])} of 5 planned seeds)."
     least, most = (100 * end(blind_share(study[name]) for name in weak) for end in (min, max))
     return (
         f"{text} From the weak starts, 5 % right: "
         + ", ".join(f"{points(d.over_seeds)} in `{name}`" for name, d in weak.items())
         + f". There {least:.0f} to {most:.0f} % of its credit in the first 20 steps comes from groups in which nothing "
-        "is right, where GRPO is silent."
+        f"is right, where GRPO is silent.{cure}"
     )
+
+
+def in_weak_starts(study: Mapping[str, Sequence[RecordedRun]], arm: str, base: str) -> list[dict[int, float]]:
+    """Question (f) of docs/protocol.md: an arm's area minus another's by seed, of each weak start and of their mean.
+
+    Seeds that all weak starts have; nothing where the arm is not recorded in all of them.
+    """
+    weak = [by_arm(runs) for name, runs in study.items() if name.endswith("_5")]
+    if not weak or not all(arm in arms and base in arms for arms in weak):
+        return []
+    areas = [{one: {run.seed: area(run) for run in arms[one]} for one in (arm, base)} for arms in weak]
+    seeds = sorted(set.intersection(*(set(found) for start in areas for found in start.values())))
+    gaps = [{seed: start[arm][seed] - start[base][seed] for seed in seeds} for start in areas]
+    return [*gaps, {seed: mean([gap[seed] for gap in gaps]) for seed in seeds}]
 
 
 def cause_table(study: Mapping[str, Sequence[RecordedRun]]) -> str:
-    """Markdown: question (f) of docs/protocol.md, whether groups with nothing right are why GTPO loses in weak starts.
-
-    Arms that keep such groups small, against GTPO and against GRPO: a seed's difference is the mean over the weak
-    starts, p-values are corrected over all lines together. An arm that is not recorded in all of them has no line.
-    """
-    weak = {name: runs for name, runs in study.items() if name.endswith("_5")}
-    rows, found = [], []
-    for arm in ("normalize_batch", "normalize_centred", "spare_hopeless"):
-        if weak and all(arm in by_arm(runs) for runs in weak.values()):
-            for base in ("gtpo", "grpo"):
-                both = [
-                    [{run.seed: area(run) for run in by_arm(runs)[one]} for one in (arm, base)]
-                    for runs in weak.values()
-                ]
-                gaps = [
-                    {seed: mine[seed] - theirs[seed] for seed in mine.keys() & theirs.keys()} for mine, theirs in both
-                ]
-                seeds = sorted(set.intersection(*map(set, gaps)))
-                per_seed = [mean([gap[seed] for gap in gaps]) for seed in seeds]
-                found.append((t_interval(per_seed), float(ttest_1samp(per_seed, 0.0).pvalue)))
-                per_start = [points(t_interval([gap[seed] for seed in seeds])) for gap in gaps]
-                share = 100 * mean([blind_share(runs, arm) for runs in weak.values()])
-                rows.append([f"`{arm}`", f"{share:.0f}", f"`{base}`", len(seeds), *per_start, points(found[-1][0])])
+    """Markdown: arms that keep groups with nothing right small, in the weak starts, where GTPO loses."""
+    rows, p_values, weak = [], [], [name for name in study if name.endswith("_5")]
+    for arm, base in product(("normalize_batch", "normalize_centred", "spare_hopeless"), ("gtpo", "grpo")):
+        if found := in_weak_starts(study, arm, base):
+            share = 100 * mean([blind_share(study[name], arm) for name in weak])
+            gains = [points(t_interval([*gaps.values()])) for gaps in found]
+            rows.append([f"`{arm}`", f"{share:.0f}", f"`{base}`", len(found[-1]), *gains])
+            p_values.append(float(ttest_1samp([*found[-1].values()], 0.0).pvalue))
     if not rows:
         return ""
-    for row, p in zip(rows, holm([p for _, p in found]), strict=True):
-        row.append(f"{p:.3f}")
-    starts = " | ".join(f"{name}, points" for name in weak)
-    columns = (
-        f"arm | early credit from groups with nothing right, % | minus | seeds | {starts} | mean of them | p (Holm)"
-    )
-    return markdown_table(columns, rows)
+    columns = [
+        "arm",
+        "early credit from groups with nothing right, %",
+        "minus",
+        "seeds",
+        *weak,
+        "mean of them",
+        "p (Holm)",
+    ]
+    rows = [[*row, f"{p:.3f}"] for row, p in zip(rows, holm(p_values), strict=True)]
+    return markdown_table(" | ".join(columns), rows)
 
 
 def blind_share(runs: Sequence[RecordedRun], arm: str = "gtpo", steps: int = 20) -> float:
@@ -275,17 +284,14 @@ def meters_table(folder: Path) -> str:
 
 def observation_table(folder: Path = RUNS) -> str:
     """Markdown: what a scripted reader makes of a plain cut and of selected lines, a line a view."""
-    record, rows = json.loads((folder / "observation.json").read_text(encoding="utf-8")), []
-    for ask, name, view in ((ask, *one) for ask, views in record["views"].items() for one in views.items()):
-        way, most = name.split()
+    views, rows = json.loads((folder / "observation.json").read_text(encoding="utf-8"))["views"], []
+    for ask, name, view in ((ask, *one) for ask, found in views.items() for one in found.items()):
         accuracy = "{:.0f} [{:.0f}, {:.0f}]".format(*(100 * share for share in view["accuracy"]))
         gain = "{:+.0f} [{:+.0f}, {:+.0f}]".format(*(100 * share for share in view["gain"])) if "gain" in view else ""
         tokens = "{:.0f} [{:.0f}, {:.0f}]".format(*view["tokens"])
-        rows.append(
-            (ask, most, way, accuracy, gain, tokens, f"{view['turns']:.1f}", f"{view['asked_for_the_rest']:.1f}")
-        )
+        rows.append((ask, name, accuracy, gain, tokens, f"{view['turns']:.1f}", f"{view['asked_for_the_rest']:.1f}"))
     columns = (
-        "asked | characters | shown | right, % | minus the cut, points | tokens a rollout | turns | calls for the rest"
+        "asked | shown, characters | right, % | minus the cut, points | tokens a rollout | turns | calls for the rest"
     )
     return markdown_table(columns, rows)
 
