@@ -57,11 +57,11 @@ def test_a_continuation_begins_with_the_states_ids_and_its_session(sandbox):
     assert state.ids == rollout.token_ids[: len(state.ids)] and rollout.turn_index[len(state.ids)] == 2
     engine = meters._Continuing(policy, load_protocol(), sandbox, SETTINGS)
     asked = Problem("x", "?", "", {"state": state})
-    for other in engine.generate([asked], 3, task=meters._Replayed(task)):
+    for other in engine.generate([asked], 3, task=meters._Replayed(task, SamplingSettings())):
         assert other.token_ids[: other.prompt_length] == state.ids
     assert meters._State(rollouts[0], 0).key == meters._State(rollouts[1], 0).key
 
-    replayed = meters._Replayed(Task("t", (asked,), setup=lambda problem: "y = 1"))
+    replayed = meters._Replayed(Task("t", (asked,), setup=lambda problem: "y = 1"), SamplingSettings())
     state.codes = ["x = 41", "1 / 0", "x += y"]
     with replayed.session(sandbox, asked) as session:
         assert session.run("print(x)").stdout == "42\n"

@@ -307,7 +307,7 @@ def test_another_run_in_the_folder_is_an_error_that_names_the_difference(copy, s
 CHANGED = {
     **{"credit": ARMS["grpo"], "problems_per_step": 3, "group_size": 2, "minibatches": 2, "clip_low": 0.1},
     **{"clip_high": 0.3, "importance_cap": None, "kl_coefficient": 0.1, "temperature": 0.9, "max_turns": 5},
-    **{"max_turn_tokens": 23, "max_context": 300, "seed": 1},
+    **{"max_turn_tokens": 23, "max_context": 300, "seed": 1, "max_output": 500, "select_output": True},
 }
 
 

@@ -27,7 +27,7 @@ from ..policy.load import load_policy
 from ..sandbox import Sandbox
 from ..tasks.starts import load_regime
 from ..tasks.task import load_task
-from ..train.config import load_profile
+from ..train.config import TrainConfig, load_profile
 from ..train.metrics import mean
 from ..train.record import RecordedRun, read_run
 from ..train.trainer import Trainer
@@ -66,8 +66,9 @@ def run_arm(
     facts |= {"eval_problems": eval_problems, **({"eval_every": eval_every} if eval_every else {})}
     path = Path(output) / "metrics.jsonl"
     if path.exists() and (run := read_run(path)) is not None:
-        same = {**facts, "config": json.loads(json.dumps(config.record()))}
-        if any(run.header.get(key) != value for key, value in same.items()):
+        plain, now = (json.loads(json.dumps(one.record())) for one in (TrainConfig(), config))
+        was = {**run.header, "config": {**plain, **run.header["config"]}}  # an older record lacks later fields
+        if any(was.get(key) != value for key, value in {**facts, "config": now}.items()):
             raise ValueError(f"output={str(output)!r}: holds a run of another configuration; choose another folder")
         return run
     path.unlink(missing_ok=True)

@@ -44,9 +44,9 @@ ARM_STYLE = {
     "+returns": ("#CC79A7", "D", "+ returns"),
     "potential": ("#000000", "P", "potential"),
     "+progress": ("#E69F00", "*", "+ progress (ours)"),
-    "normalize_batch": ("#777777", "<", "GTPO, batch"),
-    "normalize_centred": ("#009E73", ">", "GTPO, centred batch (ours)"),
-    "spare_hopeless": ("#0072B2", "X", "GTPO, hopeless groups spared (ours)"),
+    "normalize_batch": ("#999933", "<", "GTPO, batch"),
+    "normalize_centred": ("#882255", ">", "GTPO, centred batch (ours)"),
+    "spare_hopeless": ("#332288", "X", "GTPO, hopeless groups spared (ours)"),
 }
 _OTHER = ("#777777", "x")
 LABELS = {

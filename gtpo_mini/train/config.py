@@ -104,10 +104,9 @@ def _record_credit(credit: CreditAssignment) -> dict[str, Any] | str:
 
 
 def translate_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A recorded configuration as `TrainConfig.record` writes it now; older ones lacked some, or held the credit's."""
-    config = {**{name: getattr(TrainConfig, name) for name in ("max_output", "select_output")}, **config}
+    """A recorded configuration as `TrainConfig.record` writes it now; older ones held the credit's fields."""
     if "method" not in config:
-        return config
+        return dict(config)
     names = [field.name for field in fields(Credit)]
     rest = {key: value for key, value in config.items() if key not in (*names, "method")}
     changes = {key: config[key] for key in names if config.get(key) is not None}
