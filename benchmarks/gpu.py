@@ -346,6 +346,7 @@ def seeds(day: Day) -> Parts:
     """Steps a second of all processes together, each of which trains the tiny policy with a seed of its own."""
 
     def together(count: int, device: str) -> Figures:
+        need("tyro")  # of the command line, which these processes use
         words = [sys.executable, "-m", "gtpo_mini", "train", "--device", device, "--steps", str(day.size(20, 2))]
         words += day.size([], ["--problems-per-step", "2", "--group-size", "2"])
         runs = [day.work / f"seeds-{device}-{count}" / f"{time.time_ns()}-{seed}" for seed in range(count)]
