@@ -67,8 +67,8 @@ def run_call(
 
 
 def _told(result: ExecutionResult, text: str) -> ExecutionResult:
-    output, _, error = ("", "", text) if result.ok else text.rpartition("\n")
-    return replace(result, stdout=text, error="") if result.ok else replace(result, stdout=output, error=error)
+    output, _, error = (text, "", "") if result.ok else text.rpartition("\n")
+    return replace(result, stdout=output, error=error)
 
 
 def cut(text: str, budget: int) -> str:
@@ -100,7 +100,8 @@ def select_lines(text: str, question: str, turn: str, budget: int, before: int =
     ['a/', '... 4 lines: unfold(2, 5)', 'b/', ' b.py', '  def rate', '  def h']
     """
     lines = _folded(text, budget, failed)
-    parents, values = parents_of(lines), _values(lines, question, turn)
+    parents = parents_of(lines)
+    values = _values(lines, parents, question, turn)
     if failed:
         values[-1] += sum(values)
     numbers, above = _shortlist(parents, values, lines)
@@ -209,7 +210,7 @@ def parents_of(lines: Sequence[str]) -> list[int]:
     return parents
 
 
-def _values(lines: Sequence[str], question: str, turn: str) -> list[float]:
+def _values(lines: Sequence[str], parents: Sequence[int], question: str, turn: str) -> list[float]:
     """What each line is worth: words of question and turn, the rarer the more, also in lines above; then what it fills.
 
     What the turn says is asked now, and counts three times. A match above counts the less, the more of the output
@@ -220,7 +221,7 @@ def _values(lines: Sequence[str], question: str, turn: str) -> list[float]:
     asked = _words(question) | now
     counts = Counter(word for found in words for word in found & asked)
     rare = {word: math.log((1 + len(lines)) / n) * (3 if word in now else 1) for word, n in counts.items()}
-    parents, matches, depths, values = parents_of(lines), [], [], []
+    matches, depths, values = [], [], []
     heads, end = set(parents), _ends(parents)
     for i, (line, parent) in enumerate(zip(lines, parents, strict=True)):
         share = 1 - (end[parent] - parent) / len(lines)

@@ -50,7 +50,7 @@ def look(path=".", first=1, _files={files!r}):
 
 
 def draw_problem(rng: random.Random, hops: int = 2, ask: str = "value") -> Problem:
-    """One problem; ``metadata``: ``files``, path -> (property, expression, comment) each, ``start`` and ``hops``."""
+    """One problem; ``metadata``: ``files``, path -> (property, value, comment) each, ``start`` and ``ask``."""
     names = draw_names(rng, _FOLDERS + _FILES)
     folders, stems = names[:_FOLDERS], names[_FOLDERS:]
     orders = {stem: rng.sample(PROPERTIES, len(PROPERTIES)) for stem in stems}
