@@ -75,16 +75,21 @@ class Child:
     """
 
     def __init__(self, pid: int, fds: list[int], keeper: Keeper) -> None:
-        self.pid, self._keeper, self._fds = pid, keeper, fds
-        self._out, self._err, self._control = fds
+        self.pid, self._keeper = pid, keeper
+        self._out, self._err, control = fds
+        # One socket for the child's whole life: one made for each message, and dropped half-made by an interrupt, would
+        # close the descriptor under us.
+        self._control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=control)
+        self._control.setblocking(False)
+        self._fds = [self._out, self._err]
         self.usable = True  #: False once it was killed or may not be what it was
         self._stopped, self._ending = False, threading.Lock()
         self._clock = (~pid << 3) | 2  # the kernel's name for the CPU clock of process `pid`
         self._pidfd = -1  # a pid could be given to another process if the server died; a pidfd cannot
         with contextlib.suppress(AttributeError, OSError):
             self._pidfd = os.pidfd_open(pid)
-            fds.append(self._pidfd)
-        for fd in fds[:3]:
+            self._fds.append(self._pidfd)
+        for fd in (self._out, self._err):
             os.set_blocking(fd, False)
 
     def ready(self, seconds: float = 60.0) -> str:
@@ -212,29 +217,27 @@ class Child:
             fds, self._fds, self.usable = self._fds, [], False
             if fds:
                 self._keeper.release(self.pid)
+                self._control.close()
                 for fd in fds:
                     os.close(fd)
 
 
-def _read(fd: int, most: int) -> bytes:
+def _read(channel: socket.socket, most: int) -> bytes:
     try:
-        return os.read(fd, most)
+        return channel.recv(most)
     except ConnectionResetError:  # it died with our bytes unread
         return b""
     except BlockingIOError:  # readable, and nothing to read: an urgent byte, which no harness sends
         raise _Killed("RuntimeError: the snippet wrote to a channel that is not its own") from None
 
 
-def _write(fd: int, data: bytes) -> int:
-    channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=fd)
+def _write(channel: socket.socket, data: bytes) -> int:
     try:
         return channel.send(data, NO_SIGNAL)  # a trainer may have SIGPIPE at its default, which kills
     except BlockingIOError:
         return 0
     except (BrokenPipeError, ConnectionResetError):  # its end is closed: the next read says so
         return len(data)
-    finally:
-        channel.detach()
 
 
 def _parse(reply: bytes, nonce: bytes, may_move: bool) -> str | None:

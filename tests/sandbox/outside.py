@@ -90,7 +90,7 @@ class Outside:
             state = Path(f"/proc/{self.bystander.pid}/stat").read_text().rpartition(")")[2].split()
             if state[0] not in "SR":
                 found.append(f"the bystander is in state {state[0]}")
-            if state[16] != "0":
+            if os.getpriority(os.PRIO_PROCESS, self.bystander.pid) != os.getpriority(os.PRIO_PROCESS, 0):
                 found.append("the bystander's priority was changed")
         return found
 
