@@ -16,7 +16,17 @@ from scipy.stats import ttest_1samp
 from gtpo_mini import Trainer, load_policy, load_task
 from gtpo_mini.experiments import plots, report
 from gtpo_mini.experiments.coldstart import regime_policy
-from gtpo_mini.experiments.compare import Difference, area, collapsed, differences, plateau, steps_to, still_rising
+from gtpo_mini.experiments.compare import (
+    Difference,
+    area,
+    collapsed,
+    differences,
+    plateau,
+    points,
+    seed_gaps,
+    steps_to,
+    still_rising,
+)
 from gtpo_mini.experiments.report import arms_table, load_regime_runs, write_report
 from gtpo_mini.experiments.stats import Interval, t_interval
 from gtpo_mini.tasks.starts import REGIMES
@@ -241,6 +251,48 @@ def test_the_study_s_tables_follow_from_the_runs(study):
     assert report.broken_runs(study) == []
     study["even"][0] = curve([0.5] * 10 + [0.2] * 10)
     assert report.broken_runs(study) == ["`grpo` in even: 1 of 5"]
+
+
+def test_arms_over_three_starts_are_paired_by_seed_then_averaged(study):
+    starts = {f"{name}_20": runs for name, runs in study.items()}
+    starts = {
+        name: [replace(run, steps=[{**step, "advantage/hopeless_share": 0.1} for step in run.steps]) for run in runs]
+        for name, runs in starts.items()
+    }
+    starts["ahead_20"] = [run for run in starts["ahead_20"] if (run.arm, run.seed) != ("gtpo", 2)]
+    areas = {(name, run.arm, run.seed): area(run) for name, runs in starts.items() for run in runs}
+    gaps = [{s: areas[name, "gtpo", s] - areas[name, "grpo", s] for s in (0, 1, 3, 4)} for name in starts]
+    mean_gaps = {s: fmean(gap[s] for gap in gaps) for s in (0, 1, 3, 4)}
+    assert seed_gaps([*starts.values()], "gtpo", "grpo") == [*gaps, pytest.approx(mean_gaps)]
+    assert seed_gaps([*starts.values()], "a3", "grpo") == seed_gaps([], "gtpo", "grpo") == []
+    assert report.starts_table(study, "_20", ("gtpo",)) == report.starts_table(starts, "_20", ("a3",)) == ""
+    row = [cell.strip() for cell in report.starts_table(starts, "_20", ("gtpo",)).splitlines()[-1].split("|")]
+    p = ttest_1samp([*mean_gaps.values()], 0.0).pvalue
+    assert row[1:5] == ["`gtpo`", "10", "`grpo`", "4"] and row[8] == points(t_interval([*mean_gaps.values()]))
+    assert float(row[9]) == pytest.approx(p, abs=1e-3)
+
+
+def test_right_and_supported_by_hand():
+    runs = []
+    for arm, right, calls in (("grpo", 0.1, 0.5), ("gtpo", 0.2, 1.0)):
+        for kind, gain in (("", 0.0), ("_supported", 0.3)):
+            for seed in range(3):
+                run = make_run(arm + kind, seed, [1.0, 0.0])
+                share = {
+                    "rollout/stop_answer": 0.8,
+                    "answer/supported": 0.5,
+                    "answer/right_if_supported": right + gain + 0.01 * seed * (1 + bool(gain)),
+                }
+                evaluation = run.footer["sampled"]
+                behaviour = evaluation["behaviour"] | share | {"rollout/calls": calls}
+                runs.append(replace(run, footer={"sampled": {**evaluation, "behaviour": behaviour}}))
+    assert report.supported_share(runs[0]) == pytest.approx(0.8 * 0.5 * 0.1)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in report.supported_table(runs).splitlines()[2:]]
+    assert [row[0] for row in rows] == ["`grpo`", "`grpo_supported`", "`gtpo`", "`gtpo_supported`"]
+    gaps = [0.8 * 0.5 * (0.3 + 0.01 * seed) for seed in range(3)]
+    assert rows[0][1:4] == ["3", "3.00 to 0.50", "50"] and rows[0][6] == ""
+    assert rows[1][6] == rows[3][6] == points(t_interval(gaps))
+    assert float(rows[1][8]) == pytest.approx(2 * ttest_1samp(gaps, 0.0).pvalue, rel=0.05)
 
 
 def test_a_meter_that_ranks_gains_rightly_correlates(study):

@@ -156,6 +156,19 @@ def corrected(found: Sequence[Difference]) -> list[Difference]:
     return [replace(difference, p_holm=p) for difference, p in zip(found, p_values, strict=True)]
 
 
+def seed_gaps(
+    regimes: Sequence[Sequence[RecordedRun]], arm: str, base: str, kind: Callable[[RecordedRun], float] = area
+) -> list[dict[int, float]]:
+    """An arm minus another by seed: in each of some regimes, and last the mean of them.
+
+    Seeds that all the regimes have of both; nothing where there is none.
+    """
+    found = [{one: {s: kind(run) for s, run in _by_seed(runs, one).items()} for one in (arm, base)} for runs in regimes]
+    seeds = sorted(set.intersection(*(set(values) for each in found for values in each.values()))) if found else []
+    gaps = [{seed: each[arm][seed] - each[base][seed] for seed in seeds} for each in found]
+    return [*gaps, {seed: mean([gap[seed] for gap in gaps]) for seed in seeds}] if seeds else []
+
+
 def points(interval: Interval) -> str:
     """A difference in points, e.g. "-0.5 [-3.6, +2.6]"."""
     return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * value for value in interval))

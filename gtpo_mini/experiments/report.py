@@ -31,6 +31,7 @@ from .compare import (
     percent,
     plateau,
     points,
+    seed_gaps,
     steps_to,
     still_rising,
 )
@@ -206,12 +207,12 @@ def study_sentence(study: Mapping[str, Sequence[RecordedRun]]) -> str:
     weak = {name: d for name, d in found.items() if name.endswith("_5")}
     if not weak:
         return text
-    spared = [in_weak_starts(study, "spare_hopeless", base) for base in ("gtpo", "grpo")]
+    spared = [seed_gaps([study[name] for name in weak], "spare_hopeless", base) for base in ("gtpo", "grpo")]
     cure = ""
     if all(spared):
         over, against = (points(t_interval([*found[-1].values()])) for found in spared)
         cure = f" Without penalties in such groups (`spare_hopeless`): {over} over GTPO, {against} against GRPO "
-        cure += f"({len(spared[0][-1])} of 5 planned seeds)."
+        cure += f"({len(spared[0][-1])} seeds)."
     least, most = (100 * end(blind_share(study[name]) for name in weak) for end in (min, max))
     return (
         f"{text} From the weak starts, 5 % right: "
@@ -221,42 +222,41 @@ def study_sentence(study: Mapping[str, Sequence[RecordedRun]]) -> str:
     )
 
 
-def in_weak_starts(study: Mapping[str, Sequence[RecordedRun]], arm: str, base: str) -> list[dict[int, float]]:
-    """Question (f) of docs/protocol.md: an arm's area minus another's by seed, of each weak start and of their mean.
+def starts_table(study: Mapping[str, Sequence[RecordedRun]], start: str, arms: Sequence[str]) -> str:
+    """Markdown: arms minus GTPO and minus GRPO in the three starts whose names end in ``start``, e.g. "_5".
 
-    Seeds that all weak starts have; nothing where the arm is not recorded in all of them.
+    Questions (f) and (g) of docs/protocol.md; arms that are not in all of these starts are left out.
     """
-    weak = [by_arm(runs) for name, runs in study.items() if name.endswith("_5")]
-    if not weak or not all(arm in arms and base in arms for arms in weak):
-        return []
-    areas = [{one: {run.seed: area(run) for run in arms[one]} for one in (arm, base)} for arms in weak]
-    seeds = sorted(set.intersection(*(set(found) for start in areas for found in start.values())))
-    gaps = [{seed: start[arm][seed] - start[base][seed] for seed in seeds} for start in areas]
-    return [*gaps, {seed: mean([gap[seed] for gap in gaps]) for seed in seeds}]
-
-
-def cause_table(study: Mapping[str, Sequence[RecordedRun]]) -> str:
-    """Markdown: arms that keep groups with nothing right small, in the weak starts, where GTPO loses."""
-    rows, p_values, weak = [], [], [name for name in study if name.endswith("_5")]
-    for arm, base in product(("normalize_batch", "normalize_centred", "spare_hopeless"), ("gtpo", "grpo")):
-        if found := in_weak_starts(study, arm, base):
-            share = 100 * mean([blind_share(study[name], arm) for name in weak])
+    rows, p_values, starts = [], [], {name: runs for name, runs in study.items() if name.endswith(start)}
+    for arm, base in product(arms, ("gtpo", "grpo")):
+        found = arm != base and seed_gaps([*starts.values()], arm, base)
+        if found and len(found[-1]) > 1:
+            share = 100 * mean([blind_share(runs, arm) for runs in starts.values()])
             gains = [points(t_interval([*gaps.values()])) for gaps in found]
             rows.append([f"`{arm}`", f"{share:.0f}", f"`{base}`", len(found[-1]), *gains])
             p_values.append(float(ttest_1samp([*found[-1].values()], 0.0).pvalue))
-    if not rows:
-        return ""
-    columns = [
-        "arm",
-        "early credit from groups with nothing right, %",
-        "minus",
-        "seeds",
-        *weak,
-        "mean of them",
-        "p (Holm)",
-    ]
-    rows = [[*row, f"{p:.3f}"] for row, p in zip(rows, holm(p_values), strict=True)]
-    return markdown_table(" | ".join(columns), rows)
+    rows = [[*row, f"{p:.3f}"] for row, p in zip(rows, holm(p_values) if rows else [], strict=True)]
+    columns = ["arm", "early credit from groups with nothing right, %", "minus", "seeds", *starts, "mean of them"]
+    return markdown_table(" | ".join([*columns, "p (Holm)"]), rows) if rows else ""
+
+
+def supported_share(run: RecordedRun) -> float:
+    """Share of the held-out problems that a run ends up answering rightly and with support, sampled."""
+    seen = run.footer["sampled"]["behaviour"]
+    return seen["rollout/stop_answer"] * seen["answer/supported"] * seen["answer/right_if_supported"]
+
+
+def supported_table(runs: Sequence[RecordedRun]) -> str:
+    """Markdown: what pays an answer only where a tool output supports it, beside its base; ends, held out, sampled."""
+    found = [differences(runs, [f"{base}_supported"], base, supported_share)[0] for base in ("grpo", "gtpo")]
+    rows, both = [], corrected(found)
+    for arm, mine in by_arm(runs).items():
+        ends = [percent(accuracies(mine, arm).values()), percent([supported_share(run) for run in mine])]
+        calls, rests = f"{first_step(mine):.2f} to {mean(_ends(mine)):.2f}", 100 * mean(_ends(mine, "answer/supported"))
+        gap = next((_cells(d) for d in both if d.arm == arm), [""] * 3)
+        rows.append([f"`{arm}`", len(mine), calls, f"{rests:.0f}", *ends, *gap])
+    columns = "arm | seeds | calls a rollout | answers with support, % | right, % | right and supported, %"
+    return markdown_table(f"{columns} | minus base, points | detectable | p (Holm)", rows)
 
 
 def blind_share(runs: Sequence[RecordedRun], arm: str = "gtpo", steps: int = 20) -> float:
