@@ -25,8 +25,9 @@ from gtpo_mini.credit.later import (
     mt_grpo_advantages,
 )
 from gtpo_mini.credit.provenance import provenance
+from gtpo_mini.experiments.compare import seed_gaps
 from gtpo_mini.experiments.plots import plot_estimators
-from gtpo_mini.experiments.report import load_meters
+from gtpo_mini.experiments.report import load_meters, load_study
 from gtpo_mini.train.config import TrainConfig, load_profile
 
 outcomes_of_groups = st.lists(st.tuples(st.sampled_from([0.0, 0.5, 1.0]), st.integers(0, 2)), min_size=1, max_size=9)
@@ -193,12 +194,16 @@ def test_the_figure_of_the_estimators_has_a_row_an_arm():
     meters = load_meters()
     arms = ["gtpo", *(arm for arm in LATER if all(arm in meter["credits"] for meter in meters.values()))]
     assert len(arms) > 7
-    figure = plot_estimators(meters, arms)
+    study = load_study()
+    figure = plot_estimators(meters, study, arms)
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == arms
     bars = [line.get_xdata()[0] for line in figure.axes[0].lines if line.get_marker() == "|"]
     credits = [record["credits"] for record in meters.values()]
     by_hand = sum(c["gigpo"]["correlation"][0] - c["grpo_accuracy"]["correlation"][0] for c in credits) / len(credits)
     assert bars[arms.index("gigpo")] == pytest.approx(by_hand)
+    means = {line.get_ydata()[0]: line.get_xdata()[0] for line in figure.axes[1].lines if line.get_marker() == "o"}
+    gaps = seed_gaps([runs for name, runs in study.items() if name.endswith("_20")], "gtpo", "grpo")[-1]
+    assert means[0] == pytest.approx(100 * sum(gaps.values()) / len(gaps))
     plt.close(figure)
 
 

@@ -161,12 +161,12 @@ def seed_gaps(
 ) -> list[dict[int, float]]:
     """An arm minus another by seed: in each of some regimes, and last the mean of them.
 
-    Seeds that all the regimes have of both; nothing where there is none.
+    Of the seeds that all the regimes have of both; nothing where they are fewer than two.
     """
     found = [{one: {s: kind(run) for s, run in _by_seed(runs, one).items()} for one in (arm, base)} for runs in regimes]
     seeds = sorted(set.intersection(*(set(values) for each in found for values in each.values()))) if found else []
     gaps = [{seed: each[arm][seed] - each[base][seed] for seed in seeds} for each in found]
-    return [*gaps, {seed: mean([gap[seed] for gap in gaps]) for seed in seeds}] if seeds else []
+    return [*gaps, {seed: mean([gap[seed] for gap in gaps]) for seed in seeds}] if len(seeds) > 1 else []
 
 
 def points(interval: Interval) -> str:

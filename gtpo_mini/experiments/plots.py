@@ -21,7 +21,7 @@ from ..train.config import results_folder
 from ..train.metrics import mean
 from ..train.record import RecordedRun
 from ..types import ExecutionResult, Problem, StopReason, Trajectory, Turn
-from .compare import Difference, by_arm
+from .compare import Difference, by_arm, seed_gaps
 from .report import (
     ROOT,
     RUNS,
@@ -63,9 +63,10 @@ def _finish(axes: Axes, grid: bool = True) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _bar(axes: Axes, row: float, interval: Interval, **style: object) -> None:
-    """An interval in points, as a line."""
-    axes.plot([100 * end for end in interval[1:]], [row] * 2, solid_capstyle="butt", **style)
+def _bar(axes: Axes, row: float, interval: Interval, colour: str, width: float = 3, marker: str = "o") -> None:
+    """An interval in points, as a line, and its estimate."""
+    axes.plot([100 * end for end in interval[1:]], [row] * 2, solid_capstyle="butt", color=colour, linewidth=width)
+    axes.plot(100 * interval.estimate, row, marker, color=colour, markersize=7)
 
 
 def plot_metric(axes: Axes, runs: Sequence[RecordedRun], key: str = "reward/outcome", window: int = 5) -> None:
@@ -178,9 +179,8 @@ def plot_differences(found: Sequence[Difference], title: str) -> Figure:
     for row, d in enumerate(found):
         colour = ARM_STYLE.get(d.arm, _OTHER)[0]
         axes.barh(row, 200 * d.detectable, left=-100 * d.detectable, height=0.8, color="#000000", alpha=0.06)
-        _bar(axes, row + 0.22, d.over_problems, color=colour, linewidth=1)
-        _bar(axes, row, d.over_seeds, color=colour, linewidth=3)
-        axes.plot(100 * d.over_seeds.estimate, row, "o", color=colour, markersize=7)
+        _bar(axes, row + 0.22, d.over_problems, colour, 1, "")
+        _bar(axes, row, d.over_seeds, colour)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(found)), [f"{d.arm} − {d.base}  ({d.seeds} seeds)" for d in found])
     axes.invert_yaxis()
@@ -215,26 +215,33 @@ def plot_meters(meters: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 
 def plot_estimators(
-    meters: Mapping[str, Mapping[str, Any]], arms: Sequence[str], base: str = "grpo_accuracy"
+    meters: Mapping[str, Mapping[str, Any]],
+    study: Mapping[str, Sequence[RecordedRun]],
+    arms: Sequence[str],
+    base: str = "grpo_accuracy",
 ) -> Figure:
-    """How much nearer to the true worth of turns an arm's praise lies than the base's: a dot a start, their mean."""
-    figure, axes = plt.subplots(figsize=(8, 1.4 + 0.34 * len(arms)), layout="constrained")
+    """How much nearer to the true worth of turns an arm's praise lies than the base's, and what it brought to learning.
+
+    Left a dot a start, and their mean; right the area minus GRPO's, mean of the study's 20 % starts, where it was run.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 6), sharey=True, layout="constrained")
+    starts = [runs for name, runs in study.items() if name.endswith("_20")]
     for row, arm in enumerate(arms):
-        gains = [
-            record["credits"][arm]["correlation"][0] - record["credits"][base]["correlation"][0]
-            for record in meters.values()
-        ]
-        axes.plot(gains, [row] * len(gains), "o", color="#777777", markersize=5, alpha=0.6)
-        axes.plot(
-            mean(gains), row, "|", color="#0072B2" if arm not in ARMS else "#D55E00", markersize=18, markeredgewidth=4
-        )
-    axes.set_yticks(range(len(arms)), list(arms))
-    axes.invert_yaxis()
-    axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_title(f"Whose praise lies nearer the truth than that of {base}?")
-    axes.set_xlabel(f"correlation of a turn's advantage with its true worth, minus {base}'s")
-    figure.supxlabel("a dot a start, bar: mean; orange: arms of this study, blue: of later papers", fontsize=8)
-    _finish(axes)
+        colour = "#D55E00" if arm in ARMS else "#0072B2"
+        read = [[meter["credits"][one]["correlation"][0] for meter in meters.values()] for one in (arm, base)]
+        gains = [mine - theirs for mine, theirs in zip(*read, strict=True)]
+        left.plot(gains, [row] * len(gains), "o", color="#777777", markersize=5, alpha=0.6)
+        left.plot(mean(gains), row, "|", color=colour, markersize=18, markeredgewidth=4)
+        if gaps := arm != "grpo" and seed_gaps(starts, arm, "grpo"):
+            _bar(right, row, t_interval([*gaps[-1].values()]), colour)
+    left.set(yticks=range(len(arms)), yticklabels=arms, ylim=(len(arms) - 0.5, -0.5))
+    left.set(title="Does its praise lie nearer the truth?", xlabel=f"correlation with a turn's worth, minus {base}'s")
+    right.set(title="Does it learn faster?", xlabel="area under the learning curve, minus grpo's, points")
+    note = "left: a dot a start, bar: mean; right: 95 % t-interval over seeds; orange: arms of this study, blue: later"
+    figure.supxlabel(note, fontsize=8)
+    for axes in (left, right):
+        axes.axvline(0, color="black", linewidth=0.8)
+        _finish(axes)
     return figure
 
 
@@ -289,14 +296,10 @@ def plot_study(study: Mapping[str, Sequence[RecordedRun]]) -> Figure:
     figure, axes = plt.subplots(figsize=(8, 1.6 + 0.36 * len(found)), layout="constrained")
     verdicts = {name: study_verdict(d) for name, d in found.items()}
     for row, (name, d) in enumerate(found.items()):
-        colour = _VERDICTS[verdicts[name]]
-        _bar(axes, row, d.over_seeds, color=colour, linewidth=3)
-        axes.plot(100 * d.over_seeds.estimate, row, "o", color=colour, markersize=7)
+        _bar(axes, row, d.over_seeds, _VERDICTS[verdicts[name]])
     rows = [re.sub(r"_(\d+)$", r", from \1 %", name) + f"  ({d.seeds} seeds)" for name, d in found.items()]
     if len(found) > 1:
-        over = pooled(found).over_studies
-        _bar(axes, len(found), over, color="black", linewidth=5)
-        axes.plot(100 * over.estimate, len(found), "D", color="black", markersize=8)
+        _bar(axes, len(found), pooled(found).over_studies, "black", 5, "D")
         rows.append("all regimes")
     axes.axvline(0, color="black", linewidth=0.8)
     axes.axvline(3, color="#0072B2", linewidth=1, linestyle="--", label="the paper's claim: +3")
@@ -307,9 +310,8 @@ def plot_study(study: Mapping[str, Sequence[RecordedRun]]) -> Figure:
     axes.invert_yaxis()
     axes.set(xlabel="GTPO minus GRPO, area under the learning curve, points", title="Does GTPO learn faster than GRPO?")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    figure.supxlabel(
-        "95 % t-interval over paired seeds; all regimes: a random-effects model", fontsize=8, color="#555555"
-    )
+    note = "95 % t-interval over paired seeds; all regimes: a random-effects model"
+    figure.supxlabel(note, fontsize=8, color="#555555")
     _finish(axes, grid=False)
     return figure
 

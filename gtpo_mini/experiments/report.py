@@ -229,8 +229,7 @@ def starts_table(study: Mapping[str, Sequence[RecordedRun]], start: str, arms: S
     """
     rows, p_values, starts = [], [], {name: runs for name, runs in study.items() if name.endswith(start)}
     for arm, base in product(arms, ("gtpo", "grpo")):
-        found = arm != base and seed_gaps([*starts.values()], arm, base)
-        if found and len(found[-1]) > 1:
+        if found := arm != base and seed_gaps([*starts.values()], arm, base):
             share = 100 * mean([blind_share(runs, arm) for runs in starts.values()])
             gains = [points(t_interval([*gaps.values()])) for gaps in found]
             rows.append([f"`{arm}`", f"{share:.0f}", f"`{base}`", len(found[-1]), *gains])
