@@ -148,14 +148,18 @@ MUTANTS = [
     Mutant("later: void turns are trained", "credit/later.py", "[0.0] * len(row) if out else row for", "row for", LATER),
     # What a policy sees
     Mutant("seen: a gap costs nothing", "rollout/observation.py", "(budget + 1) // unit, -(-gap // unit))", "(budget + 1) // unit)", SEEN),
+    Mutant("seen: an error's lines are folded again", "rollout/observation.py", 'text.split("\\n"), 0) if folded else', 'text.split("\\n"), 0) if False else', SEEN),
     Mutant("seen: numbers begin anew", "rollout/observation.py", "session.kept_lines += len(lines)", "pass", SEEN),
     Mutant("seen: lines without those above", "rollout/observation.py", "    end = _ends(parents)\n    # best", "    end = list(range(1, count + 1))\n    # best", SEEN),
-    Mutant("seen: the rest is lost", "rollout/observation.py", "session.prepare(_KEEP", "str(_KEEP", SEEN),
+    Mutant("seen: the rest is lost", "rollout/observation.py", "session.prepare(_KEEP.format(lines=kept))", 'session.prepare("")', SEEN),
     Mutant("seen: the turn asks no louder", "rollout/observation.py", "(3 if word in now else 1)", "1", SEEN),
     Mutant("seen: traces show all", "train/imitation.py", "builder.push_result(chat.encode_result(told))", "builder.push_result(chat.encode_result(result))", SEEN),
-    Mutant("an echo is a source", "credit/provenance.py", "if text in printed or not self._supports(value)}", "if False}", "tests/test_provenance.py"),
+    Mutant("an echo is a source", "credit/provenance.py", "numbers |= set(inside)", "pass", "tests/test_provenance.py"),
+    Mutant("a gap's numbers are an output's", "credit/provenance.py", "for piece in pieces if piece in whole]", "for piece in pieces]", "tests/test_provenance.py"),
+    Mutant("half a number is a number", "credit/provenance.py", "if word in words] for piece", "] for piece", "tests/test_provenance.py"),
+    Mutant("a name hides a literal", "credit/provenance.py", "if not stored[name]}", "if False}", "tests/test_provenance.py"),
     Mutant("a part of a word is the word", "credit/provenance.py", 'rf"(?<!\\w){re.escape(words)}(?!\\w)"', "re.escape(words)", "tests/test_provenance.py"),
-    Mutant("verified without a run", "credit/provenance.py", "(run(code) if run else _seen(turn)).stdout", "_seen(turn).stdout", "tests/test_provenance.py"),
+    Mutant("verified without a run", "credit/provenance.py", 'run(turn.code or "").stdout if run else turn.result.stdout', "turn.result.stdout", "tests/test_provenance.py"),
     Mutant("the first source is named", "credit/provenance.py", "in reversed(self.texts):", "in self.texts:", "tests/test_provenance.py"),
 ]
 # fmt: on

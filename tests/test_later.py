@@ -183,6 +183,19 @@ def test_other_settings_of_one_are_another_record():
 
 
 @pytest.mark.filterwarnings("ignore:step 0")
+def test_equal_fractions_teach_nothing_by_a3():
+    """The mean of others that got the same is off by rounding, which must not be scaled up."""
+    assert a3_advantages([0.7] * 4, [["z"]] * 4, [0] * 4) == [[pytest.approx(0, abs=1e-9)]] * 4
+    found = a3_advantages([1.0, 0.0] + [0.7] * 4, [["x", "e"], ["y", "f"]] + [["z"]] * 4, [0, 0] + [1] * 4)
+    assert found[2:] == [[pytest.approx(0, abs=1e-9)]] * 4 and found[0][0] > 0.5
+
+
+@pytest.mark.parametrize("grades", [[float("nan"), 1], [2, 1], [1]])
+def test_a_wrong_grade_is_named_also_of_an_answer_that_nothing_supports(grades):
+    with pytest.raises(ValueError, match="correct"):
+        LATER["grpo_supported"]([rollout("p"), rollout("p")], grades, 2)
+
+
 @pytest.mark.parametrize("name", ["gigpo", "irc", "a3"])
 def test_it_trains(name, sandbox):
     config = replace(load_profile("cpu").train, credit=load_arm(name), steps=1, problems_per_step=2, group_size=4)

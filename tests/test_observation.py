@@ -136,6 +136,50 @@ def test_an_error_is_shown_whatever_else_matches(sandbox):
             assert not result.ok and told.endswith(f"\n{last}")
 
 
+def test_an_error_of_many_lines_is_shown_and_all_of_it_kept(sandbox):
+    how = SamplingSettings(max_output=100, select_output=True)
+    deep = (
+        "bad table:\\n  row 1: a b c d\\n    the third cell\\n      in the column of prices, and in the last row"
+        + "v" * 99
+    )
+    with sandbox.session() as session:
+        raised = f"for i in range(100): print('first', i)\nraise ValueError('{deep} the end')"
+        result, told = call(session, raised, "", "", how)
+        assert not result.ok and "\n      in the column of p\n" in told
+        total = session.kept_lines
+        assert "the end" in session.run(f"unfold({total}, {total})").stdout
+
+
+def test_lines_that_are_printed_again_stay_as_they_are_so_that_the_numbers_behind_them_hold(sandbox):
+    how = SamplingSettings(max_output=200, select_output=True)
+    with sandbox.session() as session:
+        call(session, "for i in range(100): print('first', i)\nraise ValueError('v' * 150)", "", "", how)
+        total = session.kept_lines
+        call(session, "for i in range(100): print('second', i)", "", "", how)
+        _, told = call(session, f"unfold(90, {total + 99})", "second 50", "second 50", how)
+        assert "\nsecond 50\n" in told
+        _, first, _ = map(int, GAP.findall(told)[-1])
+        assert session.run(f"unfold({first}, {first})").stdout == "second 51\n"
+
+
+@pytest.mark.parametrize(
+    "names", ["bytes = getattr = globals = 1024", "def unfold(x, y=3): return x", "sys = exec = 1"]
+)
+def test_no_name_of_the_policy_takes_the_kept_lines_away(sandbox, names):
+    with sandbox.session() as session:
+        call(session, f"{names}\nfor i in range(200): print('line', i)")
+        assert call(session, "unfold(7, 7)")[0].stdout == "line 6\n"
+        session.run("del unfold")
+        _, told = call(session, "for i in range(200): print('more', i)", "more 150", "more 150")
+        assert call(session, "unfold(201, 201)")[0].stdout == "more 0\n" and 200 < int(GAP.search(told)[2]) < 350
+
+
+def test_where_nothing_can_be_kept_it_is_cut(sandbox):
+    with sandbox.session() as session:
+        result, told = run_call(session, "__import__ = None\nfor i in range(200): print('line', i)", "", "", SELECT)
+        assert result.ok and "characters left out" in told.stdout and session.kept_lines == 0
+
+
 def test_long_lines_are_folded_and_within_reach(sandbox):
     how = SamplingSettings(max_output=120, select_output=True)
     for code in ("print('x' * 3000 + ' needle')", "print(' ' * 20000 + 'x ' * 10000 + 'needle')"):

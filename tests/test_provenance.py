@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,8 @@ from test_credit import rollout
 from gtpo_mini import ExecutionResult, Problem, Turn, load_policy, load_profile, load_task, sample
 from gtpo_mini.credit.provenance import PROMPT, Origin, answer_claims, as_value, is_supported, provenance, verified
 from gtpo_mini.experiments.evaluate import describe_support
+from gtpo_mini.rollout.observation import run_call
+from gtpo_mini.rollout.settings import SamplingSettings
 
 
 def told(question: str, *calls: tuple[str, str], answer: str | None):
@@ -84,11 +87,41 @@ def test_an_echo_has_the_origin_of_what_it_echoes():
 
 @pytest.mark.parametrize(
     "code",
-    ["print('The answer is 42')", "print(f'42')", "print([42])", "print(str(42))", "x = 42\nprint(x)", "print(42 + 0)"],
+    [
+        *(
+            "print('The answer is 42')",
+            "print(f'42')",
+            "print([42])",
+            "print(str(42))",
+            "x = 42\nprint(x)",
+            "print(42 + 0)",
+        ),
+        *("print(True, 42)", "x = 42\nprint(f'{x}', [x])"),
+    ],
 )
 def test_a_call_is_no_source_of_what_it_holds_itself(code):
     (claim,) = answer_claims(told("?", (code, "42"), answer="42"))
     assert claim.origin is Origin.UNSUPPORTED
+
+
+@pytest.mark.parametrize(
+    ("code", "printed", "supported"),
+    [
+        ("print(True)", "True", False),
+        ("ok = None\nprint(ok)", "None", False),
+        ("print(12)", "12", False),
+        ("x = 12\nprint(x)", "12", False),  # what stands in the question is no finding where it is only passed on
+        ("n = 0\nfor row in rows:\n    n += 'Anna' in row\nprint(n)", "0", True),
+        ("print(sum(1 for row in rows if row))", "1", True),
+        ("n = 1\nprint(n)", "1", False),
+        ("n = 12\nn = f(n)\nprint(n)", "12", True),
+        (f"print({'9' * 75})", "9" * 75, False),
+        ("print(91 % 7 == 0)", "True", True),
+    ],
+)
+def test_what_is_computed_counts_and_what_is_only_passed_on_does_not(code, printed, supported):
+    found = answer_claims(told("12 apples of Anna and 30 of Bob?", (code, printed), answer=printed))
+    assert is_supported(found) is supported
 
 
 def test_without_a_tool_nothing_rests_on_it():
@@ -99,7 +132,14 @@ def test_without_a_tool_nothing_rests_on_it():
 
 @pytest.mark.parametrize(
     ("text", "numbers"),
-    [("3.5kg, 1,430kg", [3.5, 1430]), ("2024,100", [2024, 100]), ("\u22123", [-3]), ("1.2.3", [1.2]), ("x2", [])],
+    [
+        ("3.5kg, 1,430kg", [3.5, 1430]),
+        ("2024,100", [2024, 100]),
+        ("\u22123", [-3]),
+        ("1.2.3", [1.2]),
+        ("x2", []),
+        (".5 -.75 6.", [0.5, -0.75, 6]),
+    ],
 )
 def test_numbers_are_read_whole(text, numbers):
     found = told("?", ("f()", text), answer=" ".join(str(number) for number in numbers) or "none")
@@ -123,6 +163,54 @@ def test_a_claim_is_verified_by_running_the_cited_calls_again(sandbox):
             assert verified(claim, found, session.run) is holds
     (planted,) = answer_claims(told("?", ("print(1)", "1"), answer="2"))
     assert not verified(planted, true, lambda code: ExecutionResult(ok=True, stdout="2"))
+
+
+def shortened(sandbox, settings, *codes, answer):
+    with sandbox.session() as session:
+        both = [run_call(session, code, "", "", settings) for code in codes]
+    turns = [
+        Turn("t", code=code, result=result, told=None if seen is result else seen)
+        for code, (result, seen) in zip(codes, both, strict=True)
+    ]
+    return replace(told("?", answer=answer), turns=(*turns, Turn("end")))
+
+
+ROWS = "for i in range(60): print('row', 7 * i)"
+
+
+@pytest.mark.parametrize(
+    ("select", "codes", "answer", "supported"),
+    [
+        (False, [ROWS], "7", True),
+        (False, [ROWS], "210", False),  # in the part that was cut out
+        (True, [ROWS], "210", False),
+        (True, [ROWS, "unfold(30, 33)"], "210", True),
+        (
+            True,
+            ["for i in range(60): print('row', 26 + 27 if i == 30 else 7919 * i)"],
+            "53",
+            False,
+        ),  # a gap's "53 lines"
+        (False, ["print('1234567' * 40)"], "1234567" * 7 + "1", False),  # the half of a number that is shown
+        (False, ["print('row')\n\n\n\n\n\n\n1 / 0"], "8", False),  # the line of the error
+        (False, ["print('row', 2 + 3)\n" + "\n" * 300 + "raise ValueError('x' * 200)"], "5", True),
+    ],
+)
+def test_of_a_shortened_output_what_was_seen_counts(sandbox, select, codes, answer, supported):
+    settings = SamplingSettings(max_output=100, select_output=select)
+    found = shortened(sandbox, settings, *codes, answer=answer)
+    assert is_supported(answer_claims(found)) is supported
+    for claim in answer_claims(found):
+        with sandbox.session() as session:
+            assert verified(claim, found, lambda code: run_call(session, code, "", "", settings)[0]) is supported
+
+
+def test_many_numbers_are_read_in_time():
+    """A list of 16,000 thousands separators took 8 seconds, and three outputs of 13,000 numbers more than a minute."""
+    outputs = [("f()", "111," * 16_000), *(("f()", " ".join(map(str, range(i, 13_000 + i)))) for i in range(3))]
+    begun = time.process_time()
+    answer_claims(told("?", *outputs, ("\n".join(f"x = {n}.5" for n in range(300)), ""), answer="13002 0.25"))
+    assert time.process_time() - begun < 20
 
 
 def test_real_rollouts_are_supported_and_verified(sandbox):

@@ -122,11 +122,11 @@ def calibrated_rewards(
     growth: float = 2.0,
     **hybrid: float,
 ) -> dict[str, float]:
-    """What a turn of each tier earns: scale * rho where abs(rho) > delta, else nothing; and the signs made to agree.
+    """What a turn of each tier earns: scale * rho where abs(rho) > delta, else nothing; then signs are matched.
 
     rho is the correlation of "the tier occurs in the rollout" with the outcome (point-biserial, over the batch). Then,
     in each of ``rounds``, a tier whose turns have a mean advantage (`hybrid_advantages`) of the other sign than its
-    reward earns ``growth`` times as much; none such, and it is done.
+    reward earns ``growth`` times as much; none such, and it is done. After the last round some may still disagree.
 
     Source: arXiv 2604.02869, Algorithm 1 [B]. How rewards change in a round, and the three numbers: [D].
 
@@ -165,7 +165,7 @@ def a3_advantages(
     """A_ij = B tanh((e_i / |e| + w_res d_ij / |d| + w_tree t_ij / |t|) / B), bars being means of absolute values.
 
     - e_i = tanh((o_i - median) / max(0.5, 1.4826 MAD)) over the group: the episode; the bound and the factor are those
-      of the authors' code, without which e is 0 unless exactly half of the group is right
+      of the authors' code, without which MAD, by which it is divided, is 0 unless exactly half of the group is right
     - d_ij = o_i less the mean outcome of the group's other rollouts whose last ``chain`` actions up to turn j are the
       same: the residual; 0 where there are none
     - t_ij = sum over m >= j of gamma^(m-j) (branch mean - state mean): the tree; a state is the actions so far, a
@@ -204,7 +204,8 @@ def a3_advantages(
             gains = [value[after] - value[before] for before, after in pairwise(paths)]
             trees[i] = turn_returns(gains, gamma)
     parts = [[[e] * len(row) for e, row in zip(episode, actions, strict=True)], rests, trees]
-    sizes = [statistics.fmean(abs(a) for row in part for a in row) or 1.0 for part in parts]
+    # A part that is rounding alone, where all grades of a group are one fraction, stays as small as it is.
+    sizes = [size if (size := statistics.fmean(abs(a) for row in part for a in row)) > 1e-9 else 1.0 for part in parts]
     weights = [w / size for w, size in zip((1.0, residual, tree), sizes, strict=True)]
 
     def joined(*of_turn: float) -> float:
@@ -229,7 +230,7 @@ class DrGRPO:
 @dataclass(frozen=True)
 class MTGRPO:
     """`mt_grpo_advantages`. Needs a reward a turn that can be verified: the task's progress, less the penalty of a
-    broken call; a turn without a result has none."""
+    broken call. A turn without a result is compared with no other, and has the outcome's part alone."""
 
     weight: float = 1.0
     format_penalty: float = 0.1
@@ -324,7 +325,8 @@ class Supported:
     base: Credit
 
     def __call__(self, rollouts: Sequence[Trajectory], correct: Sequence[float], group_size: int) -> Assigned:
-        paid = [right if is_supported(answer_claims(r)) else 0.0 for r, right in zip(rollouts, correct, strict=True)]
+        outcomes = graded(rollouts, correct)
+        paid = [right if is_supported(answer_claims(r)) else 0.0 for r, right in zip(rollouts, outcomes, strict=True)]
         return self.base(rollouts, paid, group_size)
 
 

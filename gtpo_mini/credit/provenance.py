@@ -1,16 +1,18 @@
 """Where the values of a rollout come from: each number or word of its answer, each literal of a call, with its source.
 
 After TRACER, of which a summary was read; the rules are ours [D]. A value is *copied* from a tool output that holds it,
-*restated* from the prompt, *computed* where one operation on two of the last such values gives it, or else
-*unsupported*. An output is no source of a literal that its own code holds and nothing before supports, nor of one that
-the code only prints. Of chance it says nothing: where an output holds many numbers, some two of them may give any.
+*restated* from the prompt, *computed* where one operation on one of the last such numbers and any other of them gives
+it, or else *unsupported*. An output is what a call printed, not its error. It is no source of what its code only prints
+(``print(42)``, or ``x = 42`` and ``print(x)``), nor of a literal that its code holds and nothing before supports, but
+for 0 and 1, from which most counts begin. Chance is not ruled out: of many numbers, some two may give any.
 """
 
 from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
@@ -23,8 +25,8 @@ PROMPT = -1  # as a source: the question
 
 Value = Fraction | str  # a number, or text in small letters
 
-_SIGN, _WHOLE = r"(?:(?<![\w.)\]])-)?(?<![\w.])", r"(?>\d{1,3}(?:,\d{3})+(?![\d,])|\d+)"
-_NUMBER = re.compile(rf"{_SIGN}{_WHOLE}(?>(?:\.\d+)?)(?:[eE][+-]?\d{{1,3}})?(?!\d)")
+_SIGN, _WHOLE = r"(?:(?<![\w.)\]])-)?(?<![\w.])", r"(?>\d{1,3}(?:,\d{3}){1,20}+(?![\d,])|\d+)"
+_NUMBER = re.compile(rf"{_SIGN}(?:{_WHOLE}(?>(?:\.\d+)?)|\.\d+)(?:[eE][+-]?\d{{1,3}})?(?!\d)")
 _TRIVIAL = (-1, 0, 1)  # too easily the result of something
 _REMEMBERED = 8  # the last numbers that are tried in pairs: of many, some two give any number
 _DIGITS = 60  # a longer number is compared as text
@@ -67,7 +69,7 @@ def provenance(rollout: Trajectory) -> list[Claim]:
     for j, turn in enumerate(rollout.turns):
         claims += [Claim(text, j, False, *known.origin(as_value(text))) for text in _literals(turn.code or "")]
         if turn.result is not None:
-            known.add(j, turn.code or "", _seen(turn).stdout)
+            known.add(j, turn.code or "", _seen(turn))
     return claims + _of_answer(rollout, known)
 
 
@@ -86,7 +88,8 @@ def verified(claim: Claim, rollout: Trajectory, run: Callable[[str], ExecutionRe
     """Run the calls up to the last cited one again: do their outputs support the claim as it says?
 
     Args:
-        run: runs a code in a fresh session, where the task's setup has run: ``session.run``.
+        run: runs a code in a fresh session, where the task's setup has run: ``session.run``; where outputs were
+            shortened, `run_call`'s first result, which keeps what ``unfold`` prints.
 
     False for a claim that nothing supports.
     """
@@ -102,10 +105,10 @@ def as_value(text: str) -> Value:
     >>> as_value("1,430.0"), as_value(" Anna  Berg")
     (Fraction(1430, 1), 'anna berg')
     """
-    whole = text.replace("\u2212", "-").strip().strip(".,;:!?*\"'` ")
+    whole = text.replace("\u2212", "-").strip().strip(",;:!?*\"'` ").rstrip(".,;:!?*\"'` ")
     if len(whole) <= _DIGITS and _NUMBER.fullmatch(whole):
         return Fraction(whole.replace(",", ""))
-    return " ".join(whole.lower().split())
+    return " ".join(whole.casefold().split())
 
 
 class _Known:
@@ -113,17 +116,19 @@ class _Known:
 
     def __init__(self, question: str) -> None:
         #: of each text: where it stands, its numbers and words, and those that are no source there
-        self.texts: list[tuple[int, tuple[Fraction, ...], str, set[Fraction], str]] = []
+        self.texts: list[tuple[int, dict[Fraction, None], str, set[Fraction], str]] = []
         self.numbers: dict[Fraction, int] = {}  # where each was last seen
         self._add(PROMPT, question, set(), "")
 
     def add(self, turn: int, code: str, output: str) -> None:
         """An output is no source of what its own code says without one, or only prints as it is written."""
         numbers, words, printed = set(), [], _echoed(code)
-        for text in _literals(code):
-            inside = {value for value in _read(text)[0] if text in printed or not self._supports(value)}
-            numbers |= inside
-            if text in printed or not self._supports(as_value(text)):
+        for text in dict.fromkeys((*_literals(code), *printed)):
+            inside = _read(text)[0]
+            if text not in printed:
+                inside = [value for value in inside if value not in _TRIVIAL and not self._supports(value)]
+            numbers |= set(inside)
+            if text in printed or not (as_value(text) in _TRIVIAL or self._supports(as_value(text))):
                 words.append(_read(text)[1])
         self._add(turn, output, numbers, " ".join(words))
 
@@ -159,13 +164,20 @@ def _known(rollout: Trajectory, turns: int, run: Callable[[str], ExecutionResult
     known = _Known(rollout.problem.question)
     for j, turn in enumerate(rollout.turns[:turns]):
         if turn.result is not None:
-            code = turn.code or ""
-            known.add(j, code, (run(code) if run else _seen(turn)).stdout)
+            again = run(turn.code or "").stdout if run else turn.result.stdout
+            known.add(j, turn.code or "", _seen(turn) if again == turn.result.stdout else again)
     return known
 
 
-def _seen(turn: Turn) -> ExecutionResult:
-    return getattr(turn, "told", None) or turn.result
+def _seen(turn: Turn) -> str:
+    """What the policy saw of a turn's output: of a shortened one no line of its error, no gap, no half of a word."""
+    whole = turn.result.stdout
+    if getattr(turn, "told", None) is None:
+        return whole
+    pieces = [line.strip() for line in turn.told.stdout.split("\n")]
+    words = set(whole.split())
+    kept = [[word for word in piece.split() if word in words] for piece in pieces if piece in whole]
+    return "\n".join(" ".join(piece) for piece in kept)
 
 
 def _of_answer(rollout: Trajectory, known: _Known) -> list[Claim]:
@@ -176,12 +188,12 @@ def _of_answer(rollout: Trajectory, known: _Known) -> list[Claim]:
 
 
 @lru_cache(maxsize=4096)
-def _read(text: str) -> tuple[tuple[Fraction, ...], str]:
-    """The numbers of a text, each once, and its words."""
+def _read(text: str) -> tuple[dict[Fraction, None], str]:
+    """The numbers of a text, each once, in their order, and its words."""
     text = text.replace("\u2212", "-")  # the minus sign
     values = (as_value(match[0]) for match in _NUMBER.finditer(text))
     numbers = dict.fromkeys(value for value in values if isinstance(value, Fraction))
-    return tuple(numbers), " ".join(text.lower().split())
+    return numbers, " ".join(text.casefold().split())
 
 
 def _holds(text: str, words: str) -> bool:
@@ -217,8 +229,41 @@ def _literals(code: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=4096)
 def _echoed(code: str) -> tuple[str, ...]:
-    """The literals that a code prints as they are."""
-    tree = parsed(code)
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)] if tree else []
-    prints = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
-    return tuple(text for call in prints for argument in call.args if (text := _text_of(argument)) is not None)
+    """What a code prints as it is written: literals, also in a container or an f-string, or under a name."""
+    nodes = [*ast.walk(tree)] if (tree := parsed(code)) else []
+    stored = Counter(node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))
+    names: dict[str, list[str]] = defaultdict(list)
+    for node in nodes:
+        if (
+            isinstance(node, ast.Assign)
+            and isinstance(node.targets[0], ast.Name)
+            and (texts := _as_written(node.value, {}))
+        ):
+            names[node.targets[0].id] += texts
+            stored[node.targets[0].id] -= 1
+    fixed = {name: texts for name, texts in names.items() if not stored[name]}  # never made from anything else
+    prints = [n for n in nodes if isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id == "print"]
+    return tuple(text for call in prints for part in call.args for text in _as_written(part, fixed))
+
+
+def _as_written(node: ast.AST, names: Mapping[str, list[str]]) -> list[str]:
+    """The literals that an expression passes on without computing anything."""
+    if (text := _text_of(node)) is not None:
+        return [text]
+    if isinstance(node, ast.Constant):
+        long = isinstance(node.value, int) and node.value.bit_length() > 4000  # Python would not print it
+        return [] if long else [str(node.value)]
+    if isinstance(node, ast.Name):
+        return names.get(node.id, [])
+    inside: list[ast.AST] = []
+    if isinstance(node, ast.List | ast.Tuple | ast.Set):
+        inside = node.elts
+    elif isinstance(node, ast.JoinedStr):
+        inside = [part.value if isinstance(part, ast.FormattedValue) else part for part in node.values]
+    elif (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id in ("str", "repr", "int", "float")
+    ):
+        inside = node.args
+    return [text for part in inside for text in _as_written(part, names)]

@@ -26,15 +26,18 @@ from .settings import SamplingSettings
 _MOST = 1000  # lines among which is chosen; of more, those that are worth the most a character come into question
 _GRAIN = 4000  # steps of a budget; a larger one is counted in coarser steps
 _INHERITED = 0.5  # what a line is worth for a match of the one above it
+_GAP = 38  # characters that the name of a gap rarely exceeds
 _FILL = 1e-3  # what a character is worth that matches nothing: room that is left is filled
 _UNFOLD = re.compile(r"unfold\((\d+), ?\d+\)")
 _AS_IT_IS = {"expand_tabs": False, "replace_whitespace": False, "drop_whitespace": False, "break_on_hyphens": False}
 # Bytes, because code of a session is also searched for modules, and quoted in tracebacks.
+# Kept where the policy's own names do not reach.
 _KEEP = """\
-def unfold(first, last, _lines=getattr(globals().get("unfold"), "__defaults__", ([],))[0]):
-    import builtins
-    builtins.print("\\n".join(_lines[builtins.max(1, first) - 1:builtins.max(0, last)]))
-unfold.__defaults__[0].extend(bytes.fromhex("{lines}").decode("utf-8", "surrogatepass").split("\\n"))
+def unfold(first, last):
+    import builtins, sys
+    builtins.print("\\n".join(sys.kept_lines[builtins.max(1, first) - 1:builtins.max(0, last)]))
+__import__("sys").__dict__.setdefault("kept_lines", []).extend(
+    __import__("builtins").bytes.fromhex("{lines}").decode("utf-8", "surrogatepass").split("\\n"))
 """
 
 
@@ -57,13 +60,16 @@ def run_call(
         return result, result
     if not settings.select_output:
         return result, _told(result, cut(text, budget))
-    lines, again = _folded(text, budget, not result.ok), _UNFOLD.fullmatch(code.strip())
-    before = max(1, int(again[1])) - 1 if again and result.ok else session.kept_lines
+    again = _UNFOLD.fullmatch(code.strip()) if result.ok else None
+    before = max(1, int(again[1])) - 1 if again else session.kept_lines
     if before == session.kept_lines:
+        lines, again = _folded(text, budget, not result.ok)[0], None
         kept = "\n".join(lines).encode("utf-8", "surrogatepass").hex()
-        session.prepare(_KEEP.format(lines=kept))
+        if not session.prepare(_KEEP.format(lines=kept)).ok:  # the session can keep nothing
+            return result, _told(result, cut(text, budget))
         session.kept_lines += len(lines)
-    return result, _told(result, select_lines(text, question, turn, budget, before, not result.ok))
+    shown = select_lines(text, question, turn, budget, before, not result.ok, folded=again is not None)
+    return result, _told(result, shown)
 
 
 def _told(result: ExecutionResult, text: str) -> ExecutionResult:
@@ -72,7 +78,7 @@ def _told(result: ExecutionResult, text: str) -> ExecutionResult:
 
 
 def cut(text: str, budget: int) -> str:
-    """``budget`` characters of a text, from its beginning and its end, and a line between that says so.
+    """Half a ``budget`` of characters from a text's beginning, as many from its end; a line between says how many not.
 
     >>> cut("123456789" * 9, 6)
     '123\\n... (75 characters left out)\\n789'
@@ -83,27 +89,31 @@ def cut(text: str, budget: int) -> str:
 
 
 @functools.lru_cache(1024)  # the rollouts of a group look at the same things
-def select_lines(text: str, question: str, turn: str, budget: int, before: int = 0, failed: bool = False) -> str:
+def select_lines(
+    text: str, question: str, turn: str, budget: int, before: int = 0, failed: bool = False, folded: bool = False
+) -> str:
     r"""The lines that say most about a question and a turn, in at most ``budget`` characters; gaps name what they hide.
 
     Args:
         question, turn: whose words count; the turn's count three times.
         budget: at least 100, or a gap may not fit.
         before: lines that the session kept before these; numbers go on from there.
-        failed: the last line is an error's message, and is shown.
+        failed: the last line is an error's message, of which half a budget is shown (less of a small one).
+        folded: it was printed by ``unfold``, and its lines stay as they are.
 
     The best choice among `select`'s, every gap at the price of the longest one; of more than 1,000 lines, of the 1,000
-    that are worth most a character.
+    that are worth most a character; in steps of more than one character where the budget is over 4,000.
 
     >>> tree = "\n".join(["a/", " a.py", "  def f", "  def g", "  def k", "b/", " b.py", "  def rate", "  def h"])
     >>> select_lines(tree, "What is the rate of b?", "", 56).splitlines()
     ['a/', '... 4 lines: unfold(2, 5)', 'b/', ' b.py', '  def rate', '  def h']
     """
-    lines = _folded(text, budget, failed)
+    lines, message = (text.split("\n"), 0) if folded else _folded(text, budget, failed)
     parents = parents_of(lines)
     values = _values(lines, parents, question, turn)
     if failed:
-        values[-1] += sum(values)
+        parents[message:] = [-1] * (len(lines) - message)  # it stands alone, whatever its indentation
+        values[message] += sum(values)
     numbers, above = _shortlist(parents, values, lines)
     most, unit = before + len(lines), -(-budget // _GRAIN)
     gap = len(f"... {len(lines)} lines: unfold({most}, {most})") + 1
@@ -119,20 +129,22 @@ def select_lines(text: str, question: str, turn: str, budget: int, before: int =
     return "\n".join(parts)
 
 
-def _folded(text: str, budget: int, failed: bool) -> list[str]:
+def _folded(text: str, budget: int, failed: bool) -> tuple[list[str], int]:
     """The lines of a text, none longer than a fourth of the budget: the rest goes on in lines below it.
 
-    An error's message, the last line, is cut to half of the budget instead.
+    An error's message, the last line, begins with as much as can always be shown; with the number of that line.
     """
-    lines, width = [], max(20, budget // 4)
-    whole = text.split("\n")
-    for number, line in enumerate(whole):
+    lines, width, (*whole, last) = [], max(20, budget // 4), text.split("\n")
+    for line in whole if failed else (*whole, last):
         indent = " " * min(len(line) - len(line.lstrip()) + 1, width // 2)
-        if failed and number == len(whole) - 1:
-            lines.append(line[: budget // 2])
-        else:
-            lines += textwrap.wrap(line, width, subsequent_indent=indent, **_AS_IT_IS) or [line]
-    return lines
+        lines += textwrap.wrap(line, width, subsequent_indent=indent, **_AS_IT_IS) or [line]
+    if not failed:
+        return lines, len(lines) - 1
+    room = budget // 2
+    if len(last) > room:
+        room = min(room, budget - 2 * _GAP)
+    rest = textwrap.wrap(last[room:], width, initial_indent=" ", subsequent_indent=" ", **_AS_IT_IS)
+    return [*lines, last[:room], *rest], len(lines)
 
 
 def select(

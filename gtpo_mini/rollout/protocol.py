@@ -46,7 +46,7 @@ class ToolProtocol(Protocol):
     def tool_text(self, result: ExecutionResult) -> str:
         """The text that is appended after the call; it is encoded once, with special tokens off.
 
-        A long output has been shortened already (`shown`); `result_text` puts output and error together.
+        A long output has been shortened already (`run_call`); `result_text` puts output and error together.
         """
 
 
