@@ -208,15 +208,16 @@ def test_a_regime_says_reproduced_the_opposite_or_neither(study):
     assert (
         "pooled over 3 regimes" in sentence
         and "of 3: a gain in `ahead` (+8.4 [" in sentence
-        and "), the opposite in 1, not reproduced in 1" in sentence
+        and "); the opposite in `behind` (-" in sentence
+        and "); not reproduced in 1." in sentence
     )
     assert "(5 paired seeds in each, of 10 planned;" in sentence and "are excluded in 1." in sentence
-    assert sentence.startswith("**GTPO shows no gain on GRPO here: ") and "weak starts" not in sentence
+    assert sentence.startswith("**GTPO shows no gain on GRPO here: ") and "5 % right" not in sentence
     blind = [
         replace(run, steps=[{**step, "advantage/hopeless_share": 0.4} for step in run.steps]) for run in study["behind"]
     ]
     weak = report.study_sentence({**study, "facts_5": blind})
-    assert "From the weak starts, 5 % right: -" in weak and "There 40 to 40 % of its credit" in weak
+    assert "From the starts of 5 % right, 40 to 40 % of its credit" in weak and "spare_hopeless" not in weak
     figure = plots.plot_study(study)
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert labels == ["ahead  (5 seeds)", "behind  (5 seeds)", "even  (5 seeds)", "all regimes"]

@@ -1,4 +1,4 @@
-"""What came after: estimators of later papers, on the same rollouts and grades; `LATER` is the table.
+"""What came after, and beside: estimators of other papers, on the same rollouts and grades; `LATER` is the table.
 
 Each is a function of plain lists, with its equation, and a small class that takes those lists from rollouts. An outcome
 is a grade in [0, 1]; a group, the rollouts of one problem. The papers' summaries were read, and no code but A3's: what

@@ -304,7 +304,7 @@ def plot_study(study: Mapping[str, Sequence[RecordedRun]]) -> Figure:
     axes.axvline(0, color="black", linewidth=0.8)
     axes.axvline(3, color="#0072B2", linewidth=1, linestyle="--", label="the paper's claim: +3")
     for verdict in dict.fromkeys(verdicts.values()):
-        label = "reproduced: a gain is shown" if verdict == "reproduced" else verdict
+        label = "a gain is shown" if verdict == "reproduced" else verdict
         axes.plot([], [], "o-", color=_VERDICTS[verdict], linewidth=3, label=label)
     axes.set_yticks(range(len(rows)), rows)
     axes.invert_yaxis()

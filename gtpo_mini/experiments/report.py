@@ -196,29 +196,28 @@ def study_sentence(study: Mapping[str, Sequence[RecordedRun]]) -> str:
     counts = sorted({d.seeds for d in found.values()})
     seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
     seeds += " paired seeds in each" + f", of {_PLANNED} planned" * (counts[0] < _PLANNED)
-    gained = [f"`{name}` ({points(d.over_seeds)})" for name, d in found.items() if study_verdict(d) == "reproduced"]
-    kinds = {"reproduced": f"a gain in {', '.join(gained)}"}
-    said = ", ".join(kinds.get(word, f"{word} in {count}") for word, count in verdicts.items())
+    said = []
+    for word, count in verdicts.items():
+        named = [f"`{name}` ({points(d.over_seeds)})" for name, d in found.items() if study_verdict(d) == word]
+        where = count if word == "not reproduced" else ", ".join(named)
+        said.append(f"{'a gain' if word == 'reproduced' else word} in {where}")
     text = (
         f"**GTPO {what} GRPO here: {points(over)} points of area under the learning curve, pooled over {len(found)} "
-        f"regimes** ({seeds}; true effects differ by {100 * sd:.1f} points). The claimed gain of 3: {said}; "
-        f"differences of 2 points are excluded in {small}."
+        f"regimes** ({seeds}; standard deviation of the regimes' true effects {100 * sd:.1f}). The claimed gain of 3: "
+        f"{'; '.join(said)}. Differences of 2 points are excluded in {small}."
     )
-    weak = {name: d for name, d in found.items() if name.endswith("_5")}
+    weak = [name for name in found if name.endswith("_5")]
     if not weak:
         return text
-    spared = [seed_gaps([study[name] for name in weak], "spare_hopeless", base) for base in ("gtpo", "grpo")]
-    cure = ""
+    cure, spared = "", [seed_gaps([study[name] for name in weak], "spare_hopeless", base) for base in ("gtpo", "grpo")]
     if all(spared):
-        over, against = (points(t_interval([*found[-1].values()])) for found in spared)
-        cure = f" Without penalties in such groups (`spare_hopeless`): {over} over GTPO, {against} against GRPO "
-        cure += f"({len(spared[0][-1])} seeds)."
+        over, against = (points(t_interval([*gaps[-1].values()])) for gaps in spared)
+        cure = f" Without penalties in such groups (`--arm spare_hopeless`, {len(spared[0][-1])} seeds, these starts "
+        cure += f"alone): {over} over GTPO, {against} against GRPO."
     least, most = (100 * end(blind_share(study[name]) for name in weak) for end in (min, max))
     return (
-        f"{text} From the weak starts, 5 % right: "
-        + ", ".join(f"{points(d.over_seeds)} in `{name}`" for name, d in weak.items())
-        + f". There {least:.0f} to {most:.0f} % of its credit in the first 20 steps comes from groups in which nothing "
-        f"is right, where GRPO is silent.{cure}"
+        f"{text} From the starts of 5 % right, {least:.0f} to {most:.0f} % of its credit in the first 20 steps comes "
+        f"from groups in which nothing is right, where GRPO is silent.{cure}"
     )
 
 
@@ -368,10 +367,10 @@ def prediction_sentence(study: Mapping[str, Sequence[RecordedRun]], folder: Path
     rho = {
         after: "{:+.2f} [{:+.2f}, {:+.2f}]".format(*rank_correlation(prediction(m, study))) for after, m in at.items()
     }
-    later = "".join(f", read after {after} steps of GRPO {told}" for after, told in rho.items() if after)
+    later = "".join(f", after {after} steps of GRPO {told}" for after, told in rho.items() if after)
     return (
-        "Does credit that lies nearer the truth learn faster? A meter reads how near it lies before any training "
-        f"(notebook 08); its rank correlation with the area under the curve, both minus GRPO's, is {rho[0]}{later} "
+        "Does credit that lies nearer the truth learn faster? A meter says how near it lies (notebook 08). Rank "
+        f"correlation of meter and area, both minus GRPO's: read before training {rho[0]}{later} "
         f"({len(prediction(at[0], study))} pairs of an arm and a regime; bootstrap over regimes)."
     )
 
