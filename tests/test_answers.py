@@ -30,7 +30,8 @@ def by_verdict() -> list[str]:
     where: dict[str, list[str]] = {}
     for name, d in report.over_regimes(report.load_study()).items():
         where.setdefault(report.study_verdict(d), []).append(name)
-    return [f"{verdict} in {', '.join(names)}" for verdict, names in where.items()]
+    kinds = {"reproduced": "a gain"}
+    return [f"{kinds.get(verdict, verdict)} in {', '.join(names)}" for verdict, names in where.items()]
 
 
 def rank_correlations() -> list[str]:
@@ -48,7 +49,7 @@ SAID = {
     "04_returns_as_advantages": lambda: held_out("+returns", "+turn_rewards"),
     "05_self_supervised_shaping": lambda: held_out("gtpo", "+returns"),
     "06_grpo_and_gtpo_side_by_side": lambda: held_out("gtpo", "grpo"),
-    "07_ablation": lambda: held_out("gtpo", "grpo"),
+    "07_ablation": lambda: held_out("gtpo", "grpo") + held_out("+returns", "grpo"),
     "08_does_praise_go_where_it_belongs": rank_correlations,
     "09_against_the_paper": lambda: [
         *by_verdict(),
