@@ -302,11 +302,6 @@ def report(run: Positional[Path | None] = None, output: Path = Path("report.html
     print(output)
 
 
-def links() -> None:
-    """Write the address in pyproject.toml into the notebooks' badges and setup cells."""
-    print(f"changed: {', '.join(experiments.colab.write_links()) or 'nothing'}")
-
-
 def coldstart(family: str = "branching", output: Path | None = None) -> None:
     """Make a tiny policy again (half an hour to an hour on one core).
 
@@ -330,7 +325,7 @@ def reproduce(notebooks: Positional[tuple[str, ...]] = (), output: str = "result
 
 #: The first three take the command line itself: one option's default there depends on another's value.
 COMMANDS = {c.__name__.lower(): c for c in (train, evaluate, imitate, compare, check, view, merge)}
-COMMANDS |= {c.__name__.lower(): c for c in (Experiment, Search, plot, meter, report, links, coldstart, reproduce)}
+COMMANDS |= {c.__name__.lower(): c for c in (Experiment, Search, plot, meter, report, coldstart, reproduce)}
 
 
 def parse(kind: type, name: str, argv: list[str]) -> Any:

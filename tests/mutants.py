@@ -157,7 +157,7 @@ MUTANTS = [
     Mutant("an echo is a source", "credit/provenance.py", "numbers |= set(inside)", "pass", "tests/test_provenance.py"),
     Mutant("a gap's numbers are an output's", "credit/provenance.py", "for piece in pieces if piece in whole]", "for piece in pieces]", "tests/test_provenance.py"),
     Mutant("half a number is a number", "credit/provenance.py", "if word in words] for piece", "] for piece", "tests/test_provenance.py"),
-    Mutant("a name hides a literal", "credit/provenance.py", "if not stored[name]}", "if False}", "tests/test_provenance.py"),
+    Mutant("what computes nothing is a source", "credit/provenance.py", "if not _computes(code):", "if False:", "tests/test_provenance.py"),
     Mutant("a part of a word is the word", "credit/provenance.py", 'rf"(?<!\\w){re.escape(words)}(?!\\w)"', "re.escape(words)", "tests/test_provenance.py"),
     Mutant("verified without a run", "credit/provenance.py", 'run(turn.code or "").stdout if run else turn.result.stdout', "turn.result.stdout", "tests/test_provenance.py"),
     Mutant("the first source is named", "credit/provenance.py", "in reversed(self.texts):", "in self.texts:", "tests/test_provenance.py"),

@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from links import write_links
 
-from gtpo_mini.experiments.colab import ROOT, install, requirements, write_links
+from gtpo_mini.experiments.colab import ROOT, install, requirements
 
 #: The address that is not known yet stands for a folder.
 GIT = {"PATH": "/usr/bin:/bin", "GIT_CONFIG_COUNT": "1", "GIT_CONFIG_VALUE_0": "https://github.com/OWNER/gtpo_mini"}
@@ -31,7 +32,7 @@ def setup_cell(path: Path) -> str:
 
 def test_the_notebooks_hold_the_address_of_pyproject(tmp_path):
     copy_repository(tmp_path)
-    assert write_links(tmp_path) == [], "run: gtpo-mini links"
+    assert write_links(tmp_path) == [], "run: python tests/links.py"
 
 
 def test_a_new_address_goes_into_every_badge_and_setup_cell(tmp_path):

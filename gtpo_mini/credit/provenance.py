@@ -2,17 +2,16 @@
 
 After TRACER, of which a summary was read; the rules are ours [D]. A value is *copied* from a tool output that holds it,
 *restated* from the prompt, *computed* where one operation on one of the last such numbers and any other of them gives
-it, or else *unsupported*. An output is what a call printed, not its error. It is no source of what its code only prints
-(``print(42)``, or ``x = 42`` and ``print(x)``), nor of a literal that its code holds and nothing before supports, but
-for 0 and 1, from which most counts begin. Chance is not ruled out: of many numbers, some two may give any.
+it, or else *unsupported*. An output is what a call printed, not its error. It is no source where its code computes
+nothing (``x = 42; print(x)``), nor of a literal that its code only prints, or holds without support before; but 0 and
+1, from which most counts begin, may be sources. Chance is not ruled out: of many numbers, some two may give any.
 """
 
 from __future__ import annotations
 
 import ast
 import re
-from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
@@ -29,6 +28,7 @@ _SIGN, _WHOLE = r"(?:(?<![\w.)\]])-)?(?<![\w.])", r"(?>\d{1,3}(?:,\d{3}){1,20}+(
 _NUMBER = re.compile(rf"{_SIGN}(?:{_WHOLE}(?>(?:\.\d+)?)|\.\d+)(?:[eE][+-]?\d{{1,3}})?(?!\d)")
 _TRIVIAL = (-1, 0, 1)  # too easily the result of something
 _REMEMBERED = 8  # the last numbers that are tried in pairs: of many, some two give any number
+_WORK = (ast.operator, ast.cmpop, ast.boolop, ast.Subscript, ast.Attribute, ast.For, ast.comprehension)
 _DIGITS = 60  # a longer number is compared as text
 
 
@@ -122,8 +122,10 @@ class _Known:
 
     def add(self, turn: int, code: str, output: str) -> None:
         """An output is no source of what its own code says without one, or only prints as it is written."""
+        if not _computes(code):
+            return
         numbers, words, printed = set(), [], _echoed(code)
-        for text in dict.fromkeys((*_literals(code), *printed)):
+        for text in _literals(code):
             inside = _read(text)[0]
             if text not in printed:
                 inside = [value for value in inside if value not in _TRIVIAL and not self._supports(value)]
@@ -229,41 +231,19 @@ def _literals(code: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=4096)
 def _echoed(code: str) -> tuple[str, ...]:
-    """What a code prints as it is written: literals, also in a container or an f-string, or under a name."""
-    nodes = [*ast.walk(tree)] if (tree := parsed(code)) else []
-    stored = Counter(node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))
-    names: dict[str, list[str]] = defaultdict(list)
-    for node in nodes:
-        if (
-            isinstance(node, ast.Assign)
-            and isinstance(node.targets[0], ast.Name)
-            and (texts := _as_written(node.value, {}))
-        ):
-            names[node.targets[0].id] += texts
-            stored[node.targets[0].id] -= 1
-    fixed = {name: texts for name, texts in names.items() if not stored[name]}  # never made from anything else
-    prints = [n for n in nodes if isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id == "print"]
-    return tuple(text for call in prints for part in call.args for text in _as_written(part, fixed))
+    """The literals that a code prints as they are."""
+    tree = parsed(code)
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)] if tree else []
+    prints = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
+    return tuple(text for call in prints for argument in call.args if (text := _text_of(argument)) is not None)
 
 
-def _as_written(node: ast.AST, names: Mapping[str, list[str]]) -> list[str]:
-    """The literals that an expression passes on without computing anything."""
-    if (text := _text_of(node)) is not None:
-        return [text]
-    if isinstance(node, ast.Constant):
-        long = isinstance(node.value, int) and node.value.bit_length() > 4000  # Python would not print it
-        return [] if long else [str(node.value)]
-    if isinstance(node, ast.Name):
-        return names.get(node.id, [])
-    inside: list[ast.AST] = []
-    if isinstance(node, ast.List | ast.Tuple | ast.Set):
-        inside = node.elts
-    elif isinstance(node, ast.JoinedStr):
-        inside = [part.value if isinstance(part, ast.FormattedValue) else part for part in node.values]
-    elif (
-        isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Name)
-        and node.func.id in ("str", "repr", "int", "float")
-    ):
-        inside = node.args
-    return [text for part in inside for text in _as_written(part, names)]
+@lru_cache(maxsize=4096)
+def _computes(code: str) -> bool:
+    """Whether a code does more than to print what it holds: an operator, a part of something, a name from elsewhere."""
+    if not (tree := parsed(code)) or not tree.body:  # no Python, so that nothing is known
+        return True
+    nodes = [*ast.walk(tree)]
+    names = [node for node in nodes if isinstance(node, ast.Name)]
+    own = {"print", "str", "repr", "int", "float", *(name.id for name in names if isinstance(name.ctx, ast.Store))}
+    return any(isinstance(node, _WORK) for node in nodes) or any(name.id not in own for name in names)

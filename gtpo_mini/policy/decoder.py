@@ -44,12 +44,7 @@ class FastDecoder:
         )
 
     def __call__(
-        self,
-        ids: torch.Tensor,
-        positions: torch.Tensor,
-        mask: torch.Tensor,
-        cache: Cache,
-        attend: Callable | None,
+        self, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor, cache: Cache, attend: Callable | None
     ) -> torch.Tensor:
         """Last hidden states (B, Q, D) of ids and positions (B, Q), under an additive mask (B, 1, Q, W)."""
         rows, length = ids.shape

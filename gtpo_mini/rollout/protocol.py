@@ -135,10 +135,7 @@ class HermesProtocol:
 
     def messages(self, problem: Problem) -> list[dict[str, str]]:
         """Instructions and the question; the template describes the tool."""
-        return [
-            {"role": "system", "content": self.instructions},
-            {"role": "user", "content": problem.question},
-        ]
+        return [{"role": "system", "content": self.instructions}, {"role": "user", "content": problem.question}]
 
     def is_complete(self, text: str) -> bool:
         """Never: only the end token ends a turn."""
