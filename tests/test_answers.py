@@ -10,7 +10,8 @@ import pytest
 from notebook_rules import source
 
 from gtpo_mini.experiments import report
-from gtpo_mini.experiments.compare import differences, points
+from gtpo_mini.experiments.compare import by_arm, differences, points
+from gtpo_mini.train.metrics import mean
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
@@ -44,6 +45,11 @@ def views() -> list[str]:
     return [f"{100 * found[f'{way} 120']['accuracy'][0]:.1f} %" for way in ("cut", "select")]
 
 
+def paid_with_support() -> str:
+    found = differences(runs("supported"), ["gtpo_supported"], "gtpo", report.supported_share)
+    return points(found[0].over_seeds)
+
+
 SAID = {
     "03_turn_level_rewards": lambda: held_out("+turn_rewards", "grpo"),
     "04_returns_as_advantages": lambda: held_out("+returns", "+turn_rewards"),
@@ -55,7 +61,7 @@ SAID = {
         *by_verdict(),
         points(report.pooled(report.over_regimes(report.load_study())).over_studies),
     ],
-    "11_what_came_after": views,
+    "11_what_came_after": lambda: [*views(), paid_with_support()],
 }
 
 
@@ -64,3 +70,13 @@ def test_a_first_page_says_what_the_records_give(name):
     page = source(json.loads((NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"][0])
     lacking = [said for said in SAID[name]() if said not in page]
     assert not lacking, f"gtpo-mini reproduce {name[:2]} --keep; the records say {lacking}"
+
+
+def test_the_readme_says_what_paying_for_support_brought():
+    page = (NOTEBOOKS.parent / "README.md").read_text(encoding="utf-8")
+    ends = [
+        100 * mean([report.supported_share(run) for run in by_arm(runs("supported"))[arm]])
+        for arm in ("gtpo_supported", "gtpo")
+    ]
+    assert "{:.0f} % are right and supported, not {:.0f} %".format(*ends) in " ".join(page.split())
+    assert paid_with_support() in page

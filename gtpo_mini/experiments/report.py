@@ -254,7 +254,7 @@ def supported_table(runs: Sequence[RecordedRun]) -> str:
         gap = next((_cells(d) for d in both if d.arm == arm), [""] * 3)
         rows.append([f"`{arm}`", len(mine), calls, f"{rests:.0f}", *ends, *gap])
     columns = "arm | seeds | calls a rollout | answers with support, % | right, % | right and supported, %"
-    return markdown_table(f"{columns} | minus base, points | detectable | p (Holm)", rows)
+    return markdown_table(f"{columns} | minus the base's, points | detectable | p (Holm)", rows)
 
 
 def blind_share(runs: Sequence[RecordedRun], arm: str = "gtpo", steps: int = 20) -> float:
