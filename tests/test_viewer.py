@@ -100,7 +100,7 @@ def test_a_guess_and_a_cut_off_rollout_are_found(make_trajectory, tiny_policy, t
     ids = tiny_policy.encode("7")
     told = ExecutionResult(ok=True, stdout="7 42")
     group = [
-        make_trajectory((ids, ids, Turn("x", code="1", result=told)), (ids, [], Turn("x")), answer="7"),
+        make_trajectory((ids, ids, Turn("x", code="f()", result=told)), (ids, [], Turn("x")), answer="7"),
         make_trajectory((ids, [], Turn("x")), answer="5"),
         replace(make_trajectory((ids, [], Turn("x"))), stop=StopReason.MAX_TOKENS, answer=None),
     ]
