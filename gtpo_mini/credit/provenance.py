@@ -28,6 +28,7 @@ _SIGN, _WHOLE = r"(?:(?<![\w.)\]])-)?(?<![\w.])", r"(?>\d{1,3}(?:,\d{3}){1,20}+(
 _NUMBER = re.compile(rf"{_SIGN}(?:{_WHOLE}(?>(?:\.\d+)?)|\.\d+)(?:[eE][+-]?\d{{1,3}})?(?!\d)")
 _TRIVIAL = (-1, 0, 1)  # too easily the result of something
 _REMEMBERED = 8  # the last numbers that are tried in pairs: of many, some two give any number
+# What a code does beyond passing on: operators, parts of something, loops; `_computes`.
 _WORK = (ast.operator, ast.cmpop, ast.boolop, ast.Subscript, ast.Attribute, ast.For, ast.comprehension)
 _DIGITS = 60  # a longer number is compared as text
 
