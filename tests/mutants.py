@@ -154,7 +154,7 @@ MUTANTS = [
     Mutant("seen: the rest is lost", "rollout/observation.py", "session.prepare(_KEEP.format(lines=kept))", 'session.prepare("")', SEEN),
     Mutant("seen: the turn asks no louder", "rollout/observation.py", "(3 if word in now else 1)", "1", SEEN),
     Mutant("seen: traces show all", "train/imitation.py", "builder.push_result(chat.encode_result(told))", "builder.push_result(chat.encode_result(result))", SEEN),
-    Mutant("an echo is a source", "credit/provenance.py", "numbers |= set(inside)", "pass", "tests/test_provenance.py"),
+    Mutant("an echo is a source", "credit/provenance.py", "numbers |= {value for", "{value for", "tests/test_provenance.py"),
     Mutant("a gap's numbers are an output's", "credit/provenance.py", "for piece in pieces if piece in whole]", "for piece in pieces]", "tests/test_provenance.py"),
     Mutant("half a number is a number", "credit/provenance.py", "if word in words] for piece", "] for piece", "tests/test_provenance.py"),
     Mutant("what computes nothing is a source", "credit/provenance.py", "if not _computes(code):", "if False:", "tests/test_provenance.py"),

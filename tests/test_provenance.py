@@ -88,15 +88,14 @@ def test_an_echo_has_the_origin_of_what_it_echoes():
 @pytest.mark.parametrize(
     "code",
     [
-        *(
-            "print('The answer is 42')",
-            "print(f'42')",
-            "print([42])",
-            "print(str(42))",
-            "x = 42\nprint(x)",
-            "print(42 + 0)",
-        ),
-        *("print(True, 42)", "x = 42\nprint(f'{x}', [x])"),
+        "print('The answer is 42')",
+        "print(f'42')",
+        "print([42])",
+        "print(str(42))",
+        "x = 42\nprint(x)",
+        "print(42 + 0)",
+        "print(True, 42)",
+        "x = 42\nprint(f'{x}', [x])",
     ],
 )
 def test_a_call_is_no_source_of_what_it_holds_itself(code):
@@ -185,12 +184,8 @@ ROWS = "for i in range(60): print('row', 7 * i)"
         (False, [ROWS], "210", False),  # in the part that was cut out
         (True, [ROWS], "210", False),
         (True, [ROWS, "unfold(30, 33)"], "210", True),
-        (
-            True,
-            ["for i in range(60): print('row', 26 + 27 if i == 30 else 7919 * i)"],
-            "53",
-            False,
-        ),  # a gap's "53 lines"
+        # The gap's "53 lines".
+        (True, ["for i in range(60): print('row', 26 + 27 if i == 30 else 7919 * i)"], "53", False),
         (False, ["print('1234567' * 40)"], "1234567" * 7 + "1", False),  # the half of a number that is shown
         (False, ["print('row')\n\n\n\n\n\n\n1 / 0"], "8", False),  # the line of the error
         (False, ["print('row', 2 + 3)\n" + "\n" * 300 + "raise ValueError('x' * 200)"], "5", True),

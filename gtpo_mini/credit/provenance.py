@@ -127,11 +127,8 @@ class _Known:
             return
         numbers, words, printed = set(), [], _echoed(code)
         for text in _literals(code):
-            inside = _read(text)[0]
-            if text not in printed:
-                inside = [value for value in inside if value not in _TRIVIAL and not self._supports(value)]
-            numbers |= set(inside)
-            if text in printed or not (as_value(text) in _TRIVIAL or self._supports(as_value(text))):
+            numbers |= {value for value in _read(text)[0] if text in printed or not self._supports(value)}
+            if text in printed or not self._supports(as_value(text)):
                 words.append(_read(text)[1])
         self._add(turn, output, numbers, " ".join(words))
 
@@ -144,7 +141,7 @@ class _Known:
                 self.numbers[value] = place
 
     def _supports(self, value: Value) -> bool:
-        return self.origin(value)[0] is not Origin.UNSUPPORTED
+        return value in _TRIVIAL or self.origin(value)[0] is not Origin.UNSUPPORTED
 
     def origin(self, value: Value) -> tuple[Origin, tuple[int, ...]]:
         number = isinstance(value, Fraction)

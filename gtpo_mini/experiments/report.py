@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain, pairwise, product
 from pathlib import Path
@@ -191,16 +190,17 @@ def study_sentence(study: Mapping[str, Sequence[RecordedRun]]) -> str:
     found = over_regimes(study)
     over, sd, _, _ = pooled(found)
     what = "loses to" if over.high < 0 else "gains on" if over.low > 0 else "shows no gain on"
-    verdicts = Counter(map(study_verdict, found.values()))
     small = sum(d.p_within(0.02) < 0.05 for d in found.values())
     counts = sorted({d.seeds for d in found.values()})
     seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
     seeds += " paired seeds in each" + f", of {_PLANNED} planned" * (counts[0] < _PLANNED)
+    where: dict[str, list[str]] = {}
+    for name, d in found.items():
+        where.setdefault(study_verdict(d), []).append(f"`{name}` ({points(d.over_seeds)})")
     said = []
-    for word, count in verdicts.items():
-        named = [f"`{name}` ({points(d.over_seeds)})" for name, d in found.items() if study_verdict(d) == word]
-        where = count if word == "not reproduced" else ", ".join(named)
-        said.append(f"{'a gain' if word == 'reproduced' else word} in {where}")
+    for word, names in where.items():
+        told = len(names) if word == "not reproduced" else ", ".join(names)
+        said.append(f"{'a gain' if word == 'reproduced' else word} in {told}")
     text = (
         f"**GTPO {what} GRPO here: {points(over)} points of area under the learning curve, pooled over {len(found)} "
         f"regimes** ({seeds}; standard deviation of the regimes' true effects {100 * sd:.1f}). The claimed gain of 3: "
@@ -233,9 +233,11 @@ def starts_table(study: Mapping[str, Sequence[RecordedRun]], start: str, arms: S
             gains = [points(t_interval([*gaps.values()])) for gaps in found]
             rows.append([f"`{arm}`", f"{share:.0f}", f"`{base}`", len(found[-1]), *gains])
             p_values.append(float(ttest_1samp([*found[-1].values()], 0.0).pvalue))
-    rows = [[*row, f"{p:.3f}"] for row, p in zip(rows, holm(p_values) if rows else [], strict=True)]
+    if not rows:
+        return ""
+    rows = [[*row, f"{p:.3f}"] for row, p in zip(rows, holm(p_values), strict=True)]
     columns = ["arm", "early credit from groups with nothing right, %", "minus", "seeds", *starts, "mean of them"]
-    return markdown_table(" | ".join([*columns, "p (Holm)"]), rows) if rows else ""
+    return markdown_table(" | ".join([*columns, "p (Holm)"]), rows)
 
 
 def supported_share(run: RecordedRun) -> float:

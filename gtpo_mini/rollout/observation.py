@@ -62,13 +62,14 @@ def run_call(
         return result, _told(result, cut(text, budget))
     again = _UNFOLD.fullmatch(code.strip()) if result.ok else None
     before = max(1, int(again[1])) - 1 if again else session.kept_lines
-    if before == session.kept_lines:
-        lines, again = _folded(text, budget, not result.ok)[0], None
+    new = before == session.kept_lines
+    if new:
+        lines, _ = _folded(text, budget, not result.ok)
         kept = "\n".join(lines).encode("utf-8", "surrogatepass").hex()
         if not session.prepare(_KEEP.format(lines=kept)).ok:  # the session can keep nothing
             return result, _told(result, cut(text, budget))
         session.kept_lines += len(lines)
-    shown = select_lines(text, question, turn, budget, before, not result.ok, folded=again is not None)
+    shown = select_lines(text, question, turn, budget, before, not result.ok, folded=not new)
     return result, _told(result, shown)
 
 
