@@ -1,6 +1,6 @@
 """Put the runs of the study (docs/protocol.md) into one compact file a regime: ``python benchmarks/pack_study.py``.
 
-Reads ``results/study/REGIME/ARM-seedN`` and adds to what ``data/runs/study/REGIME.jsonl.gz`` holds an arm's seeds that
+Reads ``results/study/REGIME/ARM-seedN`` and adds to what ``data/runs/study/REGIME.jsonl.xz`` holds an arm's seeds that
 are finished in all regimes in which that arm was begun; a run that both have stays as it was recorded first. Of the
 metrics only those are kept that a table, a figure or a replay needs.
 """
@@ -32,7 +32,7 @@ def main(made: Path, kept: Path) -> None:
     made = Counter(key for found in runs.values() for key in found)
     whole = {key for key, count in made.items() if count == begun[key[0]]}  # in all regimes where the arm was begun
     for name, found in runs.items():
-        path = kept / f"{name}.jsonl.gz"
+        path = kept / f"{name}.jsonl.xz"
         old = {(run.arm, run.seed): run for run in load_runs(path)} if path.exists() else {}
         new = {key: found[key] for key in whole & found.keys() - old.keys()}
         if new:

@@ -330,7 +330,7 @@ def test_the_picture_of_the_method_holds_what_credit_gives():
 
 
 @pytest.mark.parametrize(
-    ("folder", "regime"), [("study/facts_20.jsonl.gz", "facts_20"), ("rates", "programs_20"), ("ablation", "noisy")]
+    ("folder", "regime"), [("study/facts_20.jsonl.xz", "facts_20"), ("rates", "programs_20"), ("ablation", "noisy")]
 )
 def test_two_steps_of_a_recorded_run_are_made_again(folder, regime, sandbox):
     """To the bit where CPU and versions are the record's; elsewhere a sampled token may differ."""

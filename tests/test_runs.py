@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import json
+import lzma
 from dataclasses import asdict
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def runs() -> list[RecordedRun]:
 
 
 def test_a_compact_file_holds_every_bit_but_those_of_clocks(runs, tmp_path):
-    path = tmp_path / "deep" / "runs.jsonl.gz"
+    path = tmp_path / "deep" / "runs.jsonl.xz"
     path.parent.mkdir()
     save_runs(runs, path)
     for found in (load_runs(path), load_runs(tmp_path)):
@@ -50,12 +50,12 @@ def test_a_compact_file_holds_every_bit_but_those_of_clocks(runs, tmp_path):
     save_runs(runs, path, keys=["grad/norm"])
     assert all(set(step) == {"grad/norm"} for run in load_runs(path) for step in run.steps)
     assert load_runs(path)[0].series("grad/norm") == runs[2].series("grad/norm")
-    with pytest.raises(ValueError, match=r"must end in .jsonl.gz"):
+    with pytest.raises(ValueError, match=r"must end in .jsonl.xz"):
         save_runs(runs, tmp_path / "runs.json")
 
 
 def test_a_folder_may_hold_both_layouts_and_other_files(runs, tmp_path):
-    save_runs(runs[:2], tmp_path / "runs.jsonl.gz")
+    save_runs(runs[:2], tmp_path / "runs.jsonl.xz")
     live = tmp_path / "grpo-seed0" / "metrics.jsonl"
     live.parent.mkdir()
     lines = [json.dumps(line) + "\n" for line in (runs[2].header, *runs[2].steps, runs[2].footer)]
@@ -69,12 +69,12 @@ def test_a_folder_may_hold_both_layouts_and_other_files(runs, tmp_path):
 
 @pytest.mark.parametrize("cut", [0, 100, -9])
 def test_a_damaged_file_is_named(runs, tmp_path, cut):
-    path = tmp_path / "runs.jsonl.gz"
+    path = tmp_path / "runs.jsonl.xz"
     save_runs(runs, path)
     path.write_bytes(path.read_bytes()[:cut])
-    with pytest.raises(ValueError, match=r"runs.jsonl.gz'?: no whole file of recorded runs"):
+    with pytest.raises(ValueError, match=r"runs.jsonl.xz'?: no whole file of recorded runs"):
         load_runs(tmp_path)
-    path.write_bytes(gzip.compress(b"[1]\n{}\n"))
+    path.write_bytes(lzma.compress(b"[1]\n{}\n"))
     with pytest.raises(ValueError, match="no whole file"):
         load_runs(tmp_path)
     path.unlink()
@@ -91,6 +91,6 @@ def test_the_recorded_headers_speak_of_credit_and_their_files_stay_as_written():
         if run.arm in ARMS:
             assert run.header["config"]["credit"] == asdict(ARMS[run.arm])
         assert TrainConfig.from_record(run.header["config"]).credit == load_arm(run.arm)
-    with gzip.open(folder / "ablation" / "runs.jsonl.gz", "rt") as file:
+    with lzma.open(folder / "ablation" / "runs.jsonl.xz", "rt") as file:
         assert '"method": "g' in file.readlines()[1]
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 10_000_000

@@ -136,7 +136,7 @@ def given_up(regimes: Mapping[str, Sequence[RecordedRun]]) -> list[str]:
 
 def load_study(folder: Path = RUNS) -> dict[str, list[RecordedRun]]:
     """The recorded runs to the plateau (docs/protocol.md) by regime, in the order of `REGIMES`."""
-    paths = {name: folder / "study" / f"{name}.jsonl.gz" for name in REGIMES}
+    paths = {name: folder / "study" / f"{name}.jsonl.xz" for name in REGIMES}
     return {name: load_runs(path) for name, path in paths.items() if path.exists()}
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import gzip
 import json
+import lzma
 import os
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 
 from .config import translate_config
 
-_COMPACT = ".jsonl.gz"
+_COMPACT = ".jsonl.xz"
 _CLOCKS = ("time/", "memory/")  # kept with four digits: no two runs agree in more
 
 
@@ -165,7 +165,7 @@ def load_runs(path: str | Path) -> list[RecordedRun]:
 
 
 def save_runs(runs: Sequence[RecordedRun], path: str | Path, keys: Collection[str] | None = None) -> None:
-    """Write finished runs into one compact file, "....jsonl.gz"; the same runs give the same bytes.
+    """Write finished runs into one compact file, "....jsonl.xz"; the same runs give the same bytes.
 
     Everything comes back from `load_runs` as it was, but times and memory, which keep four digits; and of the steps'
     metrics only ``keys`` (None: all).
@@ -176,7 +176,7 @@ def save_runs(runs: Sequence[RecordedRun], path: str | Path, keys: Collection[st
     problems: dict[tuple[str, ...], int] = {}  # distinct lists of ids, in order of appearance
     packed = [_pack(run, problems, keys) for run in runs]
     lines = [json.dumps(line) + "\n" for line in ({"kind": "runs", "problems": list(problems)}, *packed)]
-    path.write_bytes(gzip.compress("".join(lines).encode(), compresslevel=9, mtime=0))
+    path.write_bytes(lzma.compress("".join(lines).encode(), preset=9 | lzma.PRESET_EXTREME))
 
 
 def _pack(run: RecordedRun, problems: dict[tuple[str, ...], int], wanted: Collection[str] | None) -> dict:
@@ -202,10 +202,10 @@ def _evaluations(footer: dict) -> dict[str, dict]:
 
 def _read_compact(path: Path) -> list[RecordedRun]:
     try:
-        with gzip.open(path, "rt", encoding="utf-8") as file:
+        with lzma.open(path, "rt", encoding="utf-8") as file:
             first, *lines = map(json.loads, file)
         return [_unpack(line, first["problems"]) for line in lines]
-    except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (lzma.LZMAError, OSError, EOFError, ValueError, KeyError, TypeError, IndexError) as error:
         raise ValueError(f"{str(path)!r}: no whole file of recorded runs ({type(error).__name__}: {error})") from error
 
 
