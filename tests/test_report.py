@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import runpy
 from dataclasses import replace
 from statistics import fmean, pstdev, stdev
 
@@ -316,7 +317,7 @@ def test_a_meter_that_ranks_gains_rightly_correlates(study):
 
 def test_the_picture_of_the_method_holds_what_credit_gives():
     record = json.loads((report.RUNS / "picture.json").read_text())
-    figure = plots.plot_method()
+    figure = runpy.run_path(str(report.ROOT / "benchmarks" / "picture.py"))["draw"](record)
     texts = [text.get_text() for text in figure.axes[0].texts]
     turns = record["turns"][record["shown"]]
     assert len(turns) == 3 and record["correct"][record["shown"]] and not turns[0]["result"]["ok"]

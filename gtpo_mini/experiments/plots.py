@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 import textwrap
@@ -15,12 +16,12 @@ import matplotlib
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 from ..credit.arms import ARMS
 from ..train.config import results_folder
 from ..train.metrics import mean
 from ..train.record import RecordedRun
-from ..types import ExecutionResult, Problem, StopReason, Trajectory, Turn
 from .compare import Difference, by_arm, seed_gaps
 from .report import (
     ROOT,
@@ -47,6 +48,12 @@ ARM_STYLE = {
     "normalize_batch": ("#999933", "<", "GTPO, batch"),
     "normalize_centred": ("#882255", ">", "GTPO, centred batch (ours)"),
     "spare_hopeless": ("#332288", "X", "GTPO, hopeless groups spared (ours)"),
+    "dr_grpo": ("#88CCEE", "d", "Dr. GRPO"),
+    "mt_grpo": ("#44AA99", "p", "MT-GRPO"),
+    "gigpo": ("#117733", "h", "GiGPO"),
+    "irc": ("#DDCC77", "8", "IRC"),
+    "a3": ("#CC6677", "H", "A3"),
+    "simpletir": ("#AA4499", "+", "SimpleTIR"),
 }
 _OTHER = ("#777777", "x")
 LABELS = {
@@ -245,48 +252,6 @@ def plot_estimators(
     return figure
 
 
-def plot_method(folder: Path = RUNS) -> Figure:
-    """The method in one picture: a rollout that was right, and what GRPO and GTPO tell each of its turns.
-
-    The rollout, and the seven others of its group, are those of ``picture.json``; the numbers are `Credit`'s.
-    """
-    record = json.loads((folder / "picture.json").read_text(encoding="utf-8"))
-    no_ids = {"token_ids": (), "prompt_length": 0, "loss_mask": (), "turn_index": (), "logprobs": ()}
-    about = {"problem": Problem("1", record["question"], ""), "stop": StopReason.ANSWER, **no_ids}
-    rollouts = [Trajectory(turns=tuple(map(_turn, turns)), **about) for turns in record["turns"]]
-    shown, turns = record["shown"], rollouts[record["shown"]].turns
-    figure, axes = plt.subplots(figsize=(10, 4), layout="constrained")
-    for column, turn in enumerate(turns):
-        told = "the call is broken" if turn.invalid_call else "the call runs" if turn.result else "the answer is right"
-        code = (turn.code or turn.text.split("```")[-2].partition("\n")[2]).strip()
-        came = (turn.result.stdout or turn.result.error).strip().splitlines()[-1] if turn.result else ""
-        axes.text(column + 0.04, 2.75, f"turn {column + 1}: {told}", fontsize=11, weight="bold")
-        axes.text(column + 0.04, 2.65, code, fontsize=8, family="monospace", va="top")
-        axes.text(column + 0.04, 1.25, came, fontsize=8, family="monospace", color="#8a4b00")
-    for height, arm, label in ((0.62, "grpo", "GRPO tells\nevery turn"), (0.0, "gtpo", "GTPO tells\neach turn")):
-        axes.text(-0.04, height + 0.26, label, fontsize=11, ha="right", va="center", weight="bold")
-        for column, number in enumerate(ARMS[arm](rollouts, record["correct"], len(rollouts))[1][shown]):
-            side = "#0072B2" if number > 0 else "#D55E00"
-            colour = matplotlib.colors.to_rgba(side, 0.15 + 0.4 * min(abs(number), 1.5))
-            axes.add_patch(plt.Rectangle((column + 0.03, height), 0.94, 0.52, color=colour, linewidth=0))
-            axes.text(column + 0.5, height + 0.26, f"{number:+.2f}", fontsize=15, ha="center", va="center")
-    axes.set(xlim=(-0.42, len(turns)), ylim=(-0.1, 3.0))
-    axes.axis("off")
-    figure.suptitle("A rollout that is right, after a call that was broken", fontsize=13)
-    right = f"{sum(record['correct'])} of the {len(rollouts)} rollouts of its group are right"
-    note = (
-        f"Advantages. {right}. GRPO as the paper has it gives a rollout with a broken call no reward, so all of its "
-        "turns are told off; GTPO takes 0.1 from the broken turn alone, and praises the later ones."
-    )
-    figure.supxlabel(textwrap.fill(note, 130), fontsize=9, color="#555555")
-    return figure
-
-
-def _turn(turn: dict[str, Any]) -> Turn:
-    result = ExecutionResult(**turn["result"]) if turn["result"] else None
-    return Turn(turn["text"], code=turn["code"], malformed=turn["malformed"], result=result)
-
-
 _VERDICTS = {"reproduced": "#009E73", "the opposite": "#D55E00", "not reproduced": "#555555", "cannot tell": "#BBBBBB"}
 
 
@@ -350,7 +315,8 @@ def plot_prediction(
                 x, y, [100 * dot.error for dot in mine], fmt=marker, color=colour, label=label, elinewidth=0.8
             )
             for dot, *place in zip(mine, x, y, strict=True):
-                axes.annotate(dot.regime, place, xytext=(4, 3), textcoords="offset points", fontsize=6, color="#555555")
+                short = re.sub(r"(\w)[a-z]*_(\d+)$", r"\1\2", dot.regime)
+                axes.annotate(short, place, xytext=(4, 3), textcoords="offset points", fontsize=6, color="#555555")
         axes.axhline(0, color="black", linewidth=0.8)
         axes.axvline(0, color="black", linewidth=0.8)
         rho = "rank correlation {:+.2f} [{:+.2f}, {:+.2f}]".format(*rank_correlation(dots))
@@ -361,7 +327,10 @@ def plot_prediction(
     panels[0][0].set_ylabel("area under the learning curve, minus GRPO's, points")
     panels[0][-1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     figure.suptitle("Does better credit mean faster learning?")
-    note = "bars: standard error over seeds; interval of the rank correlation: bootstrap over regimes"
+    note = (
+        "b, p, f: branching, programs, facts, and the start in %; bars: standard error over seeds; "
+        "interval of the rank correlation: bootstrap over regimes"
+    )
     figure.supxlabel(note, fontsize=8, color="#555555")
     return figure
 
@@ -372,7 +341,8 @@ def save_figure(figure: Figure, name: str, runs: Sequence[RecordedRun] = (), fol
     folder.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
         figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
-    figure.savefig(folder / f"{name}.png", dpi=150, metadata={"Software": None})
+    figure.savefig(png := io.BytesIO(), dpi=150, metadata={"Software": None})
+    (folder / f"{name}.png").write_bytes(in_few_colours(png.getvalue()))
     timed = ("time/", "memory/")  # they differ from run to run; what was learned does not
     kept = [{k: v for k, v in step.items() if not k.startswith(timed)} for run in runs for step in run.steps]
     header = runs[0].header if runs else {}
@@ -387,6 +357,14 @@ def save_figure(figure: Figure, name: str, runs: Sequence[RecordedRun] = (), fol
     return folder / f"{name}.png"
 
 
+def in_few_colours(png: bytes) -> bytes:
+    """The same picture of at most 256 colours, which is all a plot needs, in a third of the bytes."""
+    with Image.open(io.BytesIO(png)) as picture:
+        few = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    few.save(smaller := io.BytesIO(), "png", optimize=True)
+    return smaller.getvalue()
+
+
 def readme_figures(folder: Path = RUNS, output: Path = ROOT / "docs") -> list[Path]:
     """The figures of README and docs, from the recorded runs alone."""
     study = load_study(folder)
@@ -394,7 +372,6 @@ def readme_figures(folder: Path = RUNS, output: Path = ROOT / "docs") -> list[Pa
     meters = {when: found for when, after in times.items() if (found := load_meters(folder / "meter", after))}
     runs = [run for mine in study.values() for run in mine]
     return [
-        save_figure(plot_method(folder), "method", (), output),
         save_figure(plot_study(study), "study", runs, output),
         save_figure(plot_prediction(meters, study), "prediction", runs, output),
     ]

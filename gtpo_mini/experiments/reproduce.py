@@ -6,6 +6,7 @@ With ``--keep`` the outputs, and the answer at the top, go into the notebooks th
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
 import re
 import tempfile
@@ -19,6 +20,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbconvert import HTMLExporter
 from tqdm import tqdm
+
+from .plots import in_few_colours
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 _ANSWER = re.compile(r"(\*\*Answer in one sentence\.\*\* )(.*?)(\n\n\*\*Runtime|\Z)", re.DOTALL)
@@ -93,9 +96,10 @@ def _wanted(output: nbformat.NotebookNode) -> bool:
 
 
 def _kept(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """A picture needs no words for itself, and a table no count of its cell."""
-    if "image/png" in output.get("data", {}):
-        output.data = nbformat.from_dict({"image/png": output.data["image/png"]})
+    """A picture needs no words for itself and few colours, and a table no count of its cell."""
+    if picture := output.get("data", {}).get("image/png"):
+        few = base64.b64encode(in_few_colours(base64.b64decode(picture))).decode()
+        output.data = nbformat.from_dict({"image/png": few})
     if "execution_count" in output:
         output.execution_count = None
     return output
