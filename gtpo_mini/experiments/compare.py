@@ -269,7 +269,7 @@ def read_scores(source: str | Path | RecordedRun | Scores) -> Scores:
     try:
         if isinstance(source, RecordedRun):
             runs = [source]
-        elif Path(source).is_dir() or Path(source).suffix == ".gz":
+        elif Path(source).is_dir() or Path(source).suffix == ".xz":
             runs = load_runs(source)
         else:
             runs = list(filter(None, [read_run(source)]))
