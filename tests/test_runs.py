@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from gtpo_mini.credit.arms import ARMS, load_arm
+from gtpo_mini.experiments.compare import compare
 from gtpo_mini.train.config import TrainConfig
 from gtpo_mini.train.record import RecordedRun, load_runs, read_run, save_runs
 
@@ -21,7 +22,7 @@ def make_run(arm: str, seed: int, outcomes: list[float]) -> RecordedRun:
     ]
     steps[1]["only/here"] = 1e-300
     evaluation = {"accuracy": sum(outcomes) / len(outcomes), "per_problem": dict(zip(ids, outcomes, strict=True))}
-    header = {"kind": "header", "arm": arm, "seed": seed, "config": {"credit": {"gamma": 0.9}}}
+    header = {"kind": "header", "arm": arm, "seed": seed, "task": "t", "config": {"credit": {"gamma": 0.9}}}
     return RecordedRun(header, tuple(steps), {"kind": "footer", "steps": 3, "sampled": evaluation})
 
 
@@ -50,6 +51,8 @@ def test_a_compact_file_holds_every_bit_but_those_of_clocks(runs, tmp_path):
     save_runs(runs, path, keys=["grad/norm"])
     assert all(set(step) == {"grad/norm"} for run in load_runs(path) for step in run.steps)
     assert load_runs(path)[0].series("grad/norm") == runs[2].series("grad/norm")
+    save_runs(runs[:1], path)
+    assert compare(path, runs[0]).difference.estimate == 0
     with pytest.raises(ValueError, match=r"must end in .jsonl.xz"):
         save_runs(runs, tmp_path / "runs.json")
 
