@@ -25,7 +25,7 @@ from gtpo_mini.credit.later import (
     mt_grpo_advantages,
 )
 from gtpo_mini.credit.provenance import provenance
-from gtpo_mini.experiments.compare import seed_gaps
+from gtpo_mini.experiments.compare import over_starts
 from gtpo_mini.experiments.plots import plot_estimators
 from gtpo_mini.experiments.report import load_meters, load_study
 from gtpo_mini.train.config import TrainConfig, load_profile
@@ -215,8 +215,8 @@ def test_the_figure_of_the_estimators_has_a_row_an_arm():
     by_hand = sum(c["gigpo"]["correlation"][0] - c["grpo_accuracy"]["correlation"][0] for c in credits) / len(credits)
     assert bars[arms.index("gigpo")] == pytest.approx(by_hand)
     means = {line.get_ydata()[0]: line.get_xdata()[0] for line in figure.axes[1].lines if line.get_marker() == "o"}
-    gaps = seed_gaps([runs for name, runs in study.items() if name.endswith("_20")], "gtpo", "grpo")[-1]
-    assert means[0] == pytest.approx(100 * sum(gaps.values()) / len(gaps))
+    starts = [runs for name, runs in study.items() if name.endswith("_20")]
+    assert means[0] == pytest.approx(100 * over_starts(starts, "gtpo", "grpo")[-1].over_seeds.estimate)
     plt.close(figure)
 
 

@@ -22,9 +22,9 @@ from gtpo_mini.experiments.compare import (
     area,
     collapsed,
     differences,
+    over_starts,
     plateau,
     points,
-    seed_gaps,
     steps_to,
     still_rising,
 )
@@ -249,7 +249,6 @@ def test_the_study_s_tables_follow_from_the_runs(study):
     level = 0.9 * fmean(plateau(run) for run in study["ahead"] if run.arm == "grpo")
     took = [fmean(steps_to(run, level) for run in study["ahead"] if run.arm == arm) for arm in ("grpo", "gtpo")]
     assert mine[8] == f"{took[0]:.0f} / {took[1]:.0f}" and took[1] < took[0]
-    assert "| `gtpo` |" in report.ladder_table(study) and "turn_rewards" not in report.ladder_table(study)
     assert report.broken_runs(study) == []
     study["even"][0] = curve([0.5] * 10 + [0.2] * 10)
     assert report.broken_runs(study) == ["`grpo` in even: 1 of 5"]
@@ -264,14 +263,20 @@ def test_arms_over_three_starts_are_paired_by_seed_then_averaged(study):
     starts["ahead_20"] = [run for run in starts["ahead_20"] if (run.arm, run.seed) != ("gtpo", 2)]
     areas = {(name, run.arm, run.seed): area(run) for name, runs in starts.items() for run in runs}
     gaps = [{s: areas[name, "gtpo", s] - areas[name, "grpo", s] for s in (0, 1, 3, 4)} for name in starts]
-    mean_gaps = {s: fmean(gap[s] for gap in gaps) for s in (0, 1, 3, 4)}
-    assert seed_gaps([*starts.values()], "gtpo", "grpo") == [*gaps, pytest.approx(mean_gaps)]
-    assert seed_gaps([*starts.values()], "a3", "grpo") == seed_gaps([], "gtpo", "grpo") == []
-    assert report.starts_table(study, "_20", ("gtpo",)) == report.starts_table(starts, "_20", ("a3",)) == ""
-    row = [cell.strip() for cell in report.starts_table(starts, "_20", ("gtpo",)).splitlines()[-1].split("|")]
-    p = ttest_1samp([*mean_gaps.values()], 0.0).pvalue
-    assert row[1:5] == ["`gtpo`", "10", "`grpo`", "4"] and row[8] == points(t_interval([*mean_gaps.values()]))
-    assert float(row[9]) == pytest.approx(p, abs=1e-3)
+    gaps.append({s: fmean(gap[s] for gap in gaps) for s in (0, 1, 3, 4)})
+    found = over_starts([*starts.values()], "gtpo", "grpo")
+    assert [d.over_seeds for d in found] == [pytest.approx(t_interval([*gap.values()])) for gap in gaps]
+    assert over_starts([*starts.values()], "a3", "grpo") == over_starts([], "gtpo", "grpo") == []
+    pairs = [("gtpo", "gtpo"), ("gtpo", "grpo"), ("a3", "grpo")]
+    assert report.starts_table(study, "_20", pairs) == report.starts_table(starts, "_20", pairs[2:]) == ""
+    _, _, line = report.starts_table(starts, "_20", pairs).splitlines()
+    row = [cell.strip() for cell in line.split("|")]
+    p = ttest_1samp([*gaps[-1].values()], 0.0).pvalue
+    assert row[1:5] == ["`gtpo`", "10", "`grpo`", "4"] and row[8] == points(t_interval([*gaps[-1].values()]))
+    assert float(row[9]) == pytest.approx(100 * found[-1].detectable, abs=0.05)
+    assert float(row[10]) == pytest.approx(p, rel=0.05)
+    rows = [[cell.strip() for cell in line.split("|")] for line in report.ladder_table(starts).splitlines()[2:]]
+    assert [row[1:3] for row in rows] == [["`grpo`", "5"], ["`gtpo`", "4"]] and rows[1][5] == row[8]
 
 
 def test_right_and_supported_by_hand():

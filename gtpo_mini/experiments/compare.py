@@ -142,12 +142,16 @@ def differences(
             sides_SP = scores_SP[::2], scores_SP[1::2]
             gaps_S = [mean(mine_P) - mean(their_P) for mine_P, their_P in zip(*sides_SP, strict=True)]
             over_problems = _bootstrap(*([mean(scores_S) for scores_S in zip(*side, strict=True)] for side in sides_SP))
-        spread = stdev(gaps_S)
-        # One number a pair: the paired formula, whatever the pairs are.
-        detectable = minimum_detectable_effect(len(gaps_S), sd=spread, over="problems") if spread else math.nan
-        p = float(ttest_1samp(gaps_S, 0.0).pvalue) if spread else 1.0
-        found.append(Difference(arm, base, len(pairs), t_interval(gaps_S), over_problems, detectable, p, p_holm=1.0))
+        found.append(_difference(arm, base, gaps_S, over_problems))
     return corrected(found)
+
+
+def _difference(arm: str, base: str, gaps_S: Sequence[float], over_problems: Interval | None = None) -> Difference:
+    spread = stdev(gaps_S)
+    # One number a pair: the paired formula, whatever the pairs are.
+    detectable = minimum_detectable_effect(len(gaps_S), sd=spread, over="problems") if spread else math.nan
+    p = float(ttest_1samp(gaps_S, 0.0).pvalue) if spread else 1.0
+    return Difference(arm, base, len(gaps_S), t_interval(gaps_S), over_problems, detectable, p, p_holm=1.0)
 
 
 def corrected(found: Sequence[Difference]) -> list[Difference]:
@@ -156,17 +160,18 @@ def corrected(found: Sequence[Difference]) -> list[Difference]:
     return [replace(difference, p_holm=p) for difference, p in zip(found, p_values, strict=True)]
 
 
-def seed_gaps(
+def over_starts(
     regimes: Sequence[Sequence[RecordedRun]], arm: str, base: str, kind: Callable[[RecordedRun], float] = area
-) -> list[dict[int, float]]:
-    """An arm minus another by seed: in each of some regimes, and last the mean of them.
+) -> list[Difference]:
+    """An arm minus another in each of some regimes, and last in their mean, paired by seed; p-values as they are.
 
     Of the seeds that all the regimes have of both; nothing where they are fewer than two.
     """
     found = [{one: {s: kind(run) for s, run in _by_seed(runs, one).items()} for one in (arm, base)} for runs in regimes]
     seeds = sorted(set.intersection(*(set(values) for each in found for values in each.values()))) if found else []
-    gaps = [{seed: each[arm][seed] - each[base][seed] for seed in seeds} for each in found]
-    return [*gaps, {seed: mean([gap[seed] for gap in gaps]) for seed in seeds}] if len(seeds) > 1 else []
+    gaps = [[each[arm][seed] - each[base][seed] for seed in seeds] for each in found]
+    means = [mean(gaps_R) for gaps_R in zip(*gaps, strict=True)]
+    return [_difference(arm, base, gaps_S) for gaps_S in (*gaps, means)] if len(seeds) > 1 else []
 
 
 def points(interval: Interval) -> str:

@@ -22,10 +22,11 @@ from ..credit.arms import ARMS
 from ..train.config import results_folder
 from ..train.metrics import mean
 from ..train.record import RecordedRun
-from .compare import Difference, by_arm, seed_gaps
+from .compare import Difference, by_arm, over_starts
 from .report import (
     ROOT,
     RUNS,
+    in_starts,
     load_meters,
     load_study,
     over_regimes,
@@ -181,19 +182,23 @@ def plot_likeness(likeness: Mapping[str, Mapping[bool, Sequence[float]]]) -> Fig
 
 
 def plot_differences(found: Sequence[Difference], title: str) -> Figure:
-    """Each difference: its interval over seeds (bold) and over problems (thin), and what could not be seen (grey)."""
+    """Each difference: its interval over seeds (bold), over problems (thin) if known, and what was too small to see."""
     figure, axes = plt.subplots(figsize=(8, 1.2 + 0.42 * len(found)), layout="constrained")
     for row, d in enumerate(found):
         colour = ARM_STYLE.get(d.arm, _OTHER)[0]
         axes.barh(row, 200 * d.detectable, left=-100 * d.detectable, height=0.8, color="#000000", alpha=0.06)
-        _bar(axes, row + 0.22, d.over_problems, colour, 1, "")
+        if d.over_problems:
+            _bar(axes, row + 0.22, d.over_problems, colour, 1, "")
         _bar(axes, row, d.over_seeds, colour)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(found)), [f"{d.arm} − {d.base}  ({d.seeds} seeds)" for d in found])
     axes.invert_yaxis()
-    axes.set(xlabel="difference of held-out accuracy, points", title=title)
+    by_problem = any(d.over_problems for d in found)
+    what = "held-out accuracy" if by_problem else "the area under the learning curve"
+    axes.set(xlabel=f"difference of {what}, points", title=title)
     _finish(axes, grid=False)
-    bars = "bold: 95 % t-interval over paired seeds; thin: bootstrap over problems; grey: too small to see (80 % power)"
+    thin = "thin: bootstrap over problems; " if by_problem else ""
+    bars = f"bold: 95 % t-interval over paired seeds; {thin}grey: too small to see (80 % power)"
     figure.supxlabel(bars, fontsize=8, color="#555555")
     return figure
 
@@ -232,15 +237,15 @@ def plot_estimators(
     Left a dot a start, and their mean; right the area minus GRPO's, mean of the study's 20 % starts, where it was run.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 6), sharey=True, layout="constrained")
-    starts = [runs for name, runs in study.items() if name.endswith("_20")]
+    starts = [*in_starts(study, "_20").values()]
     for row, arm in enumerate(arms):
         colour = "#D55E00" if arm in ARMS else "#0072B2"
         read = [[meter["credits"][one]["correlation"][0] for meter in meters.values()] for one in (arm, base)]
         gains = [mine - theirs for mine, theirs in zip(*read, strict=True)]
         left.plot(gains, [row] * len(gains), "o", color="#777777", markersize=5, alpha=0.6)
         left.plot(mean(gains), row, "|", color=colour, markersize=18, markeredgewidth=4)
-        if gaps := arm != "grpo" and seed_gaps(starts, arm, "grpo"):
-            _bar(right, row, t_interval([*gaps[-1].values()]), colour)
+        if found := arm != "grpo" and over_starts(starts, arm, "grpo"):
+            _bar(right, row, found[-1].over_seeds, colour)
     left.set(yticks=range(len(arms)), yticklabels=arms, ylim=(len(arms) - 0.5, -0.5))
     left.set(title="Does its praise lie nearer the truth?", xlabel=f"correlation with a turn's worth, minus {base}'s")
     right.set(title="Does it learn faster?", xlabel="area under the learning curve, minus grpo's, points")

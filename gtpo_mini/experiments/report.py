@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jinja2 import StrictUndefined, Template
-from scipy.stats import rankdata, ttest_1samp
+from scipy.stats import rankdata
 
 from ..credit.arms import ARMS
 from ..credit.later import LATER
@@ -27,17 +27,18 @@ from .compare import (
     collapsed,
     corrected,
     differences,
+    over_starts,
     percent,
     plateau,
     points,
-    seed_gaps,
     steps_to,
     still_rising,
 )
-from .stats import Interval, Pooled, holm, random_effects, t_interval
+from .stats import Interval, Pooled, random_effects, t_interval
 
 _PLANNED = 10  # seeds of the study, by docs/protocol.md
-_NAMES = {"grpo": "GRPO", "gtpo": "GTPO"}
+LADDER = ("grpo", "grpo_accuracy", "+turn_rewards", "+returns", "gtpo")
+LADDER_STEPS = [(new, old) for old, new in pairwise(LADDER)]  # each arm, and the one before it
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = ROOT / "data" / "runs"
 BEGIN, END = "<!-- made by: gtpo-mini report -->", "<!-- end of what is made -->"
@@ -64,23 +65,11 @@ def _cells(d: Difference) -> tuple[str, str, str]:
     return points(d.over_seeds), "" if math.isnan(d.detectable) else f"{100 * d.detectable:.1f}", f"{d.p_holm:.2g}"
 
 
-def _over_problems(d: Difference) -> str:
-    """Only the interval: the estimate is the same over seeds."""
-    return points(d.over_problems).partition(" ")[2]
-
-
 def _against(runs: Sequence[RecordedRun], base: str = "grpo") -> dict[str, Difference | None]:
     """Every arm's difference from the base arm, p-values corrected for all of them; None for the base itself."""
     arms = [arm for arm in ARMS if len(accuracies(runs, arm)) > 1]
     found = {d.arm: d for d in differences(runs, [arm for arm in arms if arm != base], base)}
     return {arm: found.get(arm) for arm in arms}
-
-
-def single_steps(recorded: Sequence[RecordedRun]) -> list[Difference]:
-    """Each arm of the ladder minus the one before, and GTPO minus itself without a part; p-values corrected for all."""
-    ladder = ("grpo", "grpo_accuracy", "+turn_rewards", "+returns", "gtpo")
-    pairs = [*pairwise(ladder), ("no_turn_rewards", "gtpo"), ("no_returns", "gtpo")]
-    return corrected([differences(recorded, [new], old)[0] for old, new in pairs])
 
 
 def arms_table(runs: Sequence[RecordedRun], base: str = "grpo", only: Sequence[str] = ()) -> str:
@@ -94,8 +83,8 @@ def arms_table(runs: Sequence[RecordedRun], base: str = "grpo", only: Sequence[s
         calls, invalid = mean(_ends(mine)), 100 * mean(_ends(mine, "rollout/invalid_calls"))
         rate = "{:g}".format(mine[0].header["config"]["learning_rate"])
         seeds, *more = _cells(d) if d else [""] * 3
-        rest = [seeds, _over_problems(d) if d else "", *more]
-        rows.append([f"`{arm}`", len(mine), rate, *accuracy, f"{calls:.2f}", f"{invalid:.1f}", *rest])
+        problems = points(d.over_problems).partition(" ")[2] if d else ""  # the estimate is the same over seeds
+        rows.append([f"`{arm}`", len(mine), rate, *accuracy, f"{calls:.2f}", f"{invalid:.1f}", seeds, problems, *more])
     columns = "arm | seeds | rate | sampled, % | greedy, % | calls | invalid, %"
     return markdown_table(f"{columns} | minus {base}, points: seeds | problems | detectable | p (Holm)", rows)
 
@@ -124,10 +113,10 @@ def regimes_table(regimes: Mapping[str, Sequence[RecordedRun]]) -> str:
 
 
 def given_up(regimes: Mapping[str, Sequence[RecordedRun]]) -> list[str]:
-    """Where an arm ended with less than half of its calls: "GTPO in long (6.6 to 1.9 [1.0, 2.8] calls a rollout)"."""
-    text = "{} in {} ({:.1f} to {:.1f} [{:.1f}, {:.1f}] calls a rollout)"
+    """Where an arm ended with less than half of its calls: "`gtpo` in long (6.6 to 1.9 [1.0, 2.8] calls a rollout)"."""
+    text = "`{}` in {} ({:.1f} to {:.1f} [{:.1f}, {:.1f}] calls a rollout)"
     return [
-        text.format(_NAMES.get(arm, arm), name, first_step(runs), *t_interval(_ends(mine)))
+        text.format(arm, name, first_step(runs), *t_interval(_ends(mine)))
         for name, runs in regimes.items()
         for arm, mine in by_arm(runs).items()
         if mean(_ends(mine)) < first_step(runs) / 2
@@ -206,38 +195,52 @@ def study_sentence(study: Mapping[str, Sequence[RecordedRun]]) -> str:
         f"regimes** ({seeds}; standard deviation of the regimes' true effects {100 * sd:.1f}). The claimed gain of 3: "
         f"{'; '.join(said)}. Differences of 2 points are excluded in {small}."
     )
-    weak = [name for name in found if name.endswith("_5")]
+    weak = [*in_starts(study, "_5").values()]
     if not weak:
         return text
-    cure, spared = "", [seed_gaps([study[name] for name in weak], "spare_hopeless", base) for base in ("gtpo", "grpo")]
+    cure = ""
+    spared = [over_starts(weak, "spare_hopeless", base) for base in ("gtpo", "grpo")]
     if all(spared):
-        over, against = (points(t_interval([*gaps[-1].values()])) for gaps in spared)
-        cure = f" Without penalties in such groups (`--arm spare_hopeless`, {len(spared[0][-1])} seeds, these starts "
+        over, against = (points(found[-1].over_seeds) for found in spared)
+        cure = f" Without penalties in such groups (`--arm spare_hopeless`, {spared[0][-1].seeds} seeds, these starts "
         cure += f"alone): {over} over GTPO, {against} against GRPO."
-    least, most = (100 * end(blind_share(study[name]) for name in weak) for end in (min, max))
+    least, most = (100 * end(map(blind_share, weak)) for end in (min, max))
     return (
         f"{text} From the starts of 5 % right, {least:.0f} to {most:.0f} % of its credit in the first 20 steps comes "
         f"from groups in which nothing is right, where GRPO is silent.{cure}"
     )
 
 
-def starts_table(study: Mapping[str, Sequence[RecordedRun]], start: str, arms: Sequence[str]) -> str:
-    """Markdown: arms minus GTPO and minus GRPO in the three starts whose names end in ``start``, e.g. "_5".
+def in_starts(study: Mapping[str, Sequence[RecordedRun]], start: str) -> dict[str, list[RecordedRun]]:
+    """The three regimes whose names end in ``start``, e.g. "_5"."""
+    return {name: list(runs) for name, runs in study.items() if name.endswith(start)}
 
-    Questions (f) and (g) of docs/protocol.md; arms that are not in all of these starts are left out.
+
+def ladder_steps(study: Mapping[str, Sequence[RecordedRun]]) -> list[Difference]:
+    """Each arm of the ladder minus the one before, area, mean of the 20 % starts; p-values corrected for all four."""
+    starts = [*in_starts(study, "_20").values()]
+    return corrected([over_starts(starts, new, old)[-1] for new, old in LADDER_STEPS])
+
+
+def starts_table(
+    study: Mapping[str, Sequence[RecordedRun]], start: str, pairs: Iterable[tuple[str, str]] = LADDER_STEPS
+) -> str:
+    """Markdown: arms minus other arms in the three regimes of `in_starts`, and in their mean; p corrected for all.
+
+    Questions (c), (f) and (g) of docs/protocol.md; pairs that are not in all of these starts are left out.
     """
-    rows, p_values, starts = [], [], {name: runs for name, runs in study.items() if name.endswith(start)}
-    for arm, base in product(arms, ("gtpo", "grpo")):
-        if found := arm != base and seed_gaps([*starts.values()], arm, base):
+    rows, means, starts = [], [], in_starts(study, start)
+    for arm, base in pairs:
+        if found := arm != base and over_starts([*starts.values()], arm, base):
             share = 100 * mean([blind_share(runs, arm) for runs in starts.values()])
-            gains = [points(t_interval([*gaps.values()])) for gaps in found]
-            rows.append([f"`{arm}`", f"{share:.0f}", f"`{base}`", len(found[-1]), *gains])
-            p_values.append(float(ttest_1samp([*found[-1].values()], 0.0).pvalue))
+            gains = [points(d.over_seeds) for d in found[:-1]]
+            rows.append([f"`{arm}`", f"{share:.0f}", f"`{base}`", found[-1].seeds, *gains])
+            means.append(found[-1])
     if not rows:
         return ""
-    rows = [[*row, f"{p:.3f}"] for row, p in zip(rows, holm(p_values), strict=True)]
-    columns = ["arm", "early credit from groups with nothing right, %", "minus", "seeds", *starts, "mean of them"]
-    return markdown_table(" | ".join([*columns, "p (Holm)"]), rows)
+    rows = [[*row, *_cells(d)] for row, d in zip(rows, corrected(means), strict=True)]
+    columns = f"arm | early credit from groups with nothing right, % | minus | seeds | {' | '.join(starts)}"
+    return markdown_table(f"{columns} | mean of them | detectable | p (Holm)", rows)
 
 
 def supported_share(run: RecordedRun) -> float:
@@ -297,18 +300,15 @@ def observation_table(folder: Path = RUNS) -> str:
 
 
 def ladder_table(study: Mapping[str, Sequence[RecordedRun]]) -> str:
-    """Markdown, for the README: from GRPO to GTPO, pooled over the regimes; the arms that every regime has."""
-    rows = []
-    for arm in ("grpo", "+turn_rewards", "+returns", "gtpo"):
-        mine = [by_arm(runs).get(arm, []) for runs in study.values()]
-        if all(mine):
-            kinds = (area, _held_out)
-            levels = [[mean([kind(run) for run in runs]) for runs in mine] for kind in kinds]
-            gains = [""] * 2
-            if arm != "grpo":
-                gains = [points(pooled(over_regimes(study, kind, arm)).over_studies) for kind in kinds]
-            rows.append([f"`{arm}`", *(f"{100 * mean(level):.1f}" for level in levels), *gains])
-    columns = "arm | area under the curve, % | held out at the end, % | minus GRPO, points: area | at the end"
+    """Markdown, for the README: from GRPO to GTPO, means over the three 20 % starts, as far as they have the arms."""
+    rows, starts, kinds = [], [*in_starts(study, "_20").values()], (area, _held_out)
+    for arm in LADDER:
+        found = [over_starts(starts, arm, "grpo", kind) for kind in kinds]
+        if all(found):
+            levels = [mean([mean([kind(run) for run in by_arm(runs)[arm]]) for runs in starts]) for kind in kinds]
+            gains = [points(each[-1].over_seeds) if arm != "grpo" else "" for each in found]
+            rows.append([f"`{arm}`", found[0][-1].seeds, *(f"{100 * level:.1f}" for level in levels), *gains])
+    columns = "arm | seeds | area under the curve, % | held out at the end, % | minus GRPO, points: area | at the end"
     return markdown_table(columns, rows)
 
 
@@ -381,7 +381,7 @@ def results_text(folder: Path = RUNS) -> str:
     """``docs/results.md``, from the recorded runs alone; its template calls the functions of this module."""
     template = (ROOT / "gtpo_mini" / "assets" / "results.md").read_text(encoding="utf-8")
     runs = {"ablation": load_runs(folder / "ablation"), "regimes": load_regime_runs(folder), "folder": folder}
-    runs["study"] = load_study(folder)
+    runs |= {"study": load_study(folder), "product": product}
     return Template(template, undefined=StrictUndefined, keep_trailing_newline=True).render(globals() | runs)
 
 
