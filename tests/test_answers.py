@@ -10,7 +10,7 @@ import pytest
 from notebook_rules import source
 
 from gtpo_mini.experiments import report
-from gtpo_mini.experiments.compare import by_arm, differences, points
+from gtpo_mini.experiments.compare import by_arm, differences, over_starts, points
 from gtpo_mini.train.metrics import mean
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
@@ -21,10 +21,15 @@ def runs(folder: str) -> list:
     return report.load_runs(report.RUNS / folder)
 
 
-def held_out(arm: str, base: str, folder: str = "ablation") -> list[str]:
-    """Of two arms' accuracies at the end; by seed, without the bootstrap over problems."""
-    found = differences(runs(folder), [arm], base, lambda run: run.footer["sampled"]["accuracy"])
-    return [points(found[0].over_seeds)]
+def step(arm: str) -> list[str]:
+    """Of the ladder's step that ends in an arm."""
+    return [points(d.over_seeds) for d in report.ladder_steps(report.load_study()) if d.arm == arm]
+
+
+def held_out() -> list[str]:
+    """Of GTPO and GRPO in one regime, at the end; by seed, without the bootstrap over problems."""
+    ends = report.load_study()["branching_20"]
+    return [points(differences(ends, ["gtpo"], kind=lambda run: run.footer["sampled"]["accuracy"])[0].over_seeds)]
 
 
 def by_verdict() -> list[str]:
@@ -50,12 +55,18 @@ def paid_with_support() -> str:
     return points(found[0].over_seeds)
 
 
+def whole_and_steps() -> list[str]:
+    study = report.load_study()
+    whole = over_starts([*report.in_starts(study, "_20").values()], "gtpo", "grpo")[-1]
+    return [points(d.over_seeds) for d in (whole, *(d for d in report.ladder_steps(study) if d.p_holm < 0.05))]
+
+
 SAID = {
-    "03_turn_level_rewards": lambda: held_out("+turn_rewards", "grpo"),
-    "04_returns_as_advantages": lambda: held_out("+returns", "+turn_rewards"),
-    "05_self_supervised_shaping": lambda: held_out("gtpo", "+returns"),
-    "06_grpo_and_gtpo_side_by_side": lambda: held_out("gtpo", "grpo"),
-    "07_ablation": lambda: held_out("gtpo", "grpo") + held_out("+returns", "grpo"),
+    "03_turn_level_rewards": lambda: step("grpo_accuracy") + step("+turn_rewards"),
+    "04_returns_as_advantages": lambda: step("+returns"),
+    "05_self_supervised_shaping": lambda: step("gtpo"),
+    "06_grpo_and_gtpo_side_by_side": held_out,
+    "07_ablation": whole_and_steps,
     "08_does_praise_go_where_it_belongs": rank_correlations,
     "09_against_the_paper": lambda: [
         *by_verdict(),

@@ -127,7 +127,7 @@ def test_a_tool_given_up_is_named(runs):
     for run in runs:
         if run.arm == "gtpo":
             run.footer["sampled"]["behaviour"]["rollout/calls"] = 1.0
-    assert report.given_up({"here": runs}) == ["GTPO in here (3.0 to 1.0 [1.0, 1.0] calls a rollout)"]
+    assert report.given_up({"here": runs}) == ["`gtpo` in here (3.0 to 1.0 [1.0, 1.0] calls a rollout)"]
 
 
 def test_runs_that_never_moved_count_once(runs):
