@@ -8,7 +8,6 @@ import json
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +79,8 @@ def _bar(axes: Axes, row: float, interval: Interval, colour: str, width: float =
 def plot_metric(axes: Axes, runs: Sequence[RecordedRun], key: str = "reward/outcome", window: int = 5) -> None:
     """One metric as a moving average over the steps: thin lines are seeds, the bold one their mean in its t-band.
 
-    Mean and band end with the shortest run of an arm; a single run is the bold line, without a band.
+    Mean and band end with the shortest run of an arm; a single run is the bold line, without a band. Of more than
+    three arms no seeds are drawn: they would hide each other.
     """
     share = key in ("reward/outcome", "rollout/invalid_calls")
     for arm, mine in by_arm(runs).items():
@@ -90,7 +90,7 @@ def plot_metric(axes: Axes, runs: Sequence[RecordedRun], key: str = "reward/outc
         steps = range(1, min(map(len, curves)) + 1)
         columns = list(zip(*curves, strict=False))
         if len(mine) > 1:
-            for curve in curves:
+            for curve in curves if len(by_arm(runs)) <= 3 else ():
                 axes.plot(range(1, len(curve) + 1), curve, color=colour, linewidth=0.6, alpha=0.5)
             ends = [t_interval(column, share=share)[1:] for column in columns]
             axes.fill_between(steps, *zip(*ends, strict=True), color=colour, alpha=0.15, linewidth=0)
@@ -112,10 +112,9 @@ def plot_learning_curves(runs: Sequence[RecordedRun], title: str, note: str = ""
     panels[0].legend(frameon=False)
     config = runs[0].header["config"]
     counts = sorted({len(mine) for mine in by_arm(runs).values()})
-    seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
-    lines = (
-        f"{seeds} seeds an arm (thin lines); bold: mean of a 5-step moving average; band: 95 % t-interval over seeds."
-    )
+    seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1])))) + " seeds an arm"
+    seeds += " (thin lines)" * (len(by_arm(runs)) <= 3)
+    lines = f"{seeds}; bold: mean of a 5-step moving average; band: 95 % t-interval over seeds."
     if counts == [1]:
         lines = "One run: a 5-step moving average, which says nothing of other seeds."
     size = f"{config['problems_per_step']} problems x {config['group_size']} rollouts a step."
@@ -124,16 +123,19 @@ def plot_learning_curves(runs: Sequence[RecordedRun], title: str, note: str = ""
     return figure
 
 
-def plot_ladder(runs: Sequence[RecordedRun], ladder: Sequence[str], window: int = 10) -> Figure:
-    """The learning curves of the ladder's arms, one part more in each panel."""
-    size = (3.5 * (len(ladder) - 1), 3.8)
-    figure, panels = plt.subplots(1, len(ladder) - 1, figsize=size, sharey=True, squeeze=False, layout="constrained")
-    for axes, pair in zip(panels[0], pairwise(ladder), strict=True):
-        plot_metric(axes, [run for arm in pair for run in runs if run.arm == arm], window=window)
+def plot_panels(panels: Mapping[str, Sequence[RecordedRun]], title: str, window: int = 10) -> Figure:
+    """Learning curves of the arms of some runs, a panel for each set of runs, under its name."""
+    size = (3.6 * len(panels), 3.8)
+    figure, found = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    for axes, (name, runs) in zip(found[0], panels.items(), strict=True):
+        plot_metric(axes, runs, window=window)
+        axes.set_title(name)
         axes.legend(frameon=False, loc="lower right")
         axes.label_outer()
-    seeds = len({run.seed for run in runs})
-    figure.suptitle(f"Up the ladder, one part more in each panel ({seeds} seeds; bold: mean over {window} steps)")
+    figure.suptitle(title)
+    figure.supxlabel(
+        f"mean over seeds and {window} steps; band: 95 % t-interval over seeds", fontsize=8, color="#555555"
+    )
     return figure
 
 
@@ -330,7 +332,8 @@ def plot_prediction(
         axes.locator_params(axis="x", nbins=5)
         _finish(axes)
     panels[0][0].set_ylabel("area under the learning curve, minus GRPO's, points")
-    panels[0][-1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    arms = panels[0][0].get_legend_handles_labels()
+    panels[0][-1].legend(*arms, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     figure.suptitle("Does better credit mean faster learning?")
     note = (
         "b, p, f: branching, programs, facts, and the start in %; bars: standard error over seeds; "
