@@ -10,7 +10,7 @@ import pytest
 from notebook_rules import source
 
 from gtpo_mini.experiments import report
-from gtpo_mini.experiments.compare import by_arm, differences, over_starts, points
+from gtpo_mini.experiments.compare import by_arm, corrected, differences, over_starts, points
 from gtpo_mini.train.metrics import mean
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
@@ -55,6 +55,15 @@ def paid_with_support() -> str:
     return points(found[0].over_seeds)
 
 
+def estimators() -> list[str]:
+    """Which of the twelve differences of question (g) are shown."""
+    starts = [*report.in_starts(report.load_study(), "_20").values()]
+    six = ("dr_grpo", "mt_grpo", "gigpo", "irc", "a3", "simpletir")
+    found = corrected([over_starts(starts, arm, base)[-1] for arm in six for base in ("gtpo", "grpo")])
+    told = [f"`{d.arm}` {points(d.over_seeds)} against `{d.base}`" for d in found if d.p_holm < 0.05]
+    return told or ["after correction: none is shown to differ"]
+
+
 def whole_and_steps() -> list[str]:
     study = report.load_study()
     whole = over_starts([*report.in_starts(study, "_20").values()], "gtpo", "grpo")[-1]
@@ -72,7 +81,7 @@ SAID = {
         *by_verdict(),
         points(report.pooled(report.over_regimes(report.load_study())).over_studies),
     ],
-    "11_what_came_after": lambda: [*views(), paid_with_support()],
+    "11_what_came_after": lambda: [*views(), paid_with_support(), *estimators()],
 }
 
 
