@@ -363,17 +363,15 @@ def rank_correlation(dots: Sequence[Dot], draws: int = 2000) -> Interval:
 
 def prediction_sentence(study: Mapping[str, Sequence[RecordedRun]], folder: Path = RUNS) -> str:
     """How far the meter ranks what was learned: read before training, and after some steps of GRPO."""
-    at = {
-        after: found for after in (0, 20, 60) if study.keys() <= (found := load_meters(folder / "meter", after)).keys()
-    }
-    rho = {
-        after: "{:+.2f} [{:+.2f}, {:+.2f}]".format(*rank_correlation(prediction(m, study))) for after, m in at.items()
-    }
-    later = "".join(f", after {after} steps of GRPO {told}" for after, told in rho.items() if after)
+    told = []
+    for after, when in ((0, "before training"), (20, "after 20 steps of GRPO"), (60, "after 60 steps")):
+        if study.keys() <= (meters := load_meters(folder / "meter", after)).keys():
+            dots = prediction(meters, study)
+            told.append("{} {:+.2f} [{:+.2f}, {:+.2f}], {} pairs".format(when, *rank_correlation(dots), len(dots)))
     return (
         "Does credit that lies nearer the truth learn faster? A meter says how near it lies (notebook 08). Rank "
-        f"correlation of meter and area, both minus GRPO's: read before training {rho[0]}{later} "
-        f"({len(prediction(at[0], study))} pairs of an arm and a regime; bootstrap over regimes)."
+        "correlation of meter and area, both minus GRPO's, over pairs of an arm and a regime (bootstrap over "
+        f"regimes), the meter read {'; '.join(told)}."
     )
 
 
