@@ -100,3 +100,8 @@ def test_the_readme_says_what_paying_for_support_brought():
     ]
     assert "{:.0f} % are right and supported, not {:.0f} %".format(*ends) in " ".join(page.split())
     assert paid_with_support() in page
+
+
+def test_the_readme_says_what_training_showed_of_the_estimators():
+    page = " ".join((NOTEBOOKS.parent / "README.md").read_text(encoding="utf-8").split())
+    assert ("six other estimators (none is shown to differ)" in page) == ("none is shown" in estimators()[0])
