@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import nbformat
 import pytest
@@ -75,8 +76,9 @@ def test_the_notebooks_figures_show_what_they_are_given(runs):
     assert [list(line.get_ydata()) for line in axes.lines[:2]] == [[1, 2, 3, 4, 5, 6], [-1, -2, -3, -4, -5, -6]]
     (axes,) = plots.plot_likeness({"ngram": {True: [1.0, 0.99], False: [0.1]}}).axes
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["right rollouts", "wrong rollouts"]
-    figure = plots.plot_ladder([run for run in runs if run.seed < 2], ["grpo", "gtpo"])
-    assert len(figure.axes) == 1 and "2 seeds" in figure.get_suptitle()
+    many = [replace(run, header={**run.header, "arm": f"{run.arm}{kind}"}) for run in runs for kind in ("", "_2")]
+    few, crowded = plots.plot_panels({"one": [runs[0], *runs[3:5]], "all": many}, "Title").axes
+    assert few.get_title() == "one" and [len(axes.lines) for axes in (few, crowded)] == [1 + 1 + 2, 4]
     for run in runs:
         for step in run.steps:
             step["advantage/hopeless_share"] = 0.2 if run.arm == "grpo" else 0.5
