@@ -82,6 +82,9 @@ def test_the_notebooks_figures_show_what_they_are_given(runs):
     for run in runs:
         for step in run.steps:
             step["advantage/hopeless_share"] = 0.2 if run.arm == "grpo" else 0.5
+    later = [run for run in many if run.arm == "gtpo_2"]  # an arm that only the second regime has
+    legend = plots.plot_hopeless({"here": runs, "there": later}).axes[1].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["GRPO", "GTPO", "gtpo_2"]
     early, whole = plots.plot_hopeless({"here": runs}, early=2).axes
     assert [line.get_xdata()[0] for line in whole.lines] == pytest.approx(
         [20, 50]

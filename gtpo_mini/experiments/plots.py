@@ -296,7 +296,8 @@ def plot_hopeless(study: Mapping[str, Sequence[RecordedRun]], early: int = 20) -
             for arm, mine in by_arm(runs).items():
                 colour, marker, label = ARM_STYLE.get(arm, (*_OTHER, arm))
                 shares = [100 * mean(run.series("advantage/hopeless_share")[:steps]) for run in mine]
-                axes.plot(mean(shares), row, marker, color=colour, label=None if row else label)
+                named = label in axes.get_legend_handles_labels()[1]
+                axes.plot(mean(shares), row, marker, color=colour, label=None if named else label)
         axes.set(title=title, xlabel="% of abs(advantage) over tokens")
         _finish(axes)
     panels[0].set_yticks(range(len(study)), list(study))
