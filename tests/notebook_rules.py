@@ -81,7 +81,7 @@ def opening_problems(cells: list[dict[str, Any]], setup_source: str | None) -> l
 
 
 def metadata_problems(notebook: dict[str, Any]) -> list[str]:
-    """Kernel, no hidden cells, no persons."""
+    """Kernel, no hidden cells, no persons, no state of bars."""
     wrong = []
     kernel = notebook["metadata"].get("kernelspec", {}).get("name", "python3")
     if kernel != "python3":
@@ -93,6 +93,8 @@ def metadata_problems(notebook: dict[str, Any]) -> list[str]:
         wrong += [f"cell {number}: tag {tag} hides" for tag in tags if any(word in tag for word in HIDING_TAG_WORDS)]
     wrong += [f"metadata key {key} names a person" for key in sorted(keys & PERSONAL_KEYS)]
     wrong += [f"metadata key {key} hides" for key in sorted(keys & HIDING_KEYS)]
+    if "widgets" in notebook["metadata"]:
+        wrong.append("metadata holds the state of widgets, which changes from run to run")
     return wrong
 
 

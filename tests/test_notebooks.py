@@ -129,6 +129,7 @@ LONG_CELL = "x = 1\n" * 26 + "assert x"
         (put("# assert\nprint('assert')", "cells", 3, "source"), "must assert"),
         (put({"user": {"displayName": "X"}}, "cells", 3, "metadata", "executionInfo"), "displayName names a person"),
         (put([{"name": "X"}], "metadata", "authors"), "authors names a person"),
+        (put({"state": {}}, "metadata", "widgets"), "state of widgets"),
     ],
 )
 def test_a_planted_slip_is_seen(change, message):

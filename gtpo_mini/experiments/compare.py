@@ -161,7 +161,7 @@ def corrected(found: Sequence[Difference]) -> list[Difference]:
 
 
 def over_starts(
-    regimes: Sequence[Sequence[RecordedRun]], arm: str, base: str, kind: Callable[[RecordedRun], float] = area
+    regimes: Iterable[Sequence[RecordedRun]], arm: str, base: str, kind: Callable[[RecordedRun], float] = area
 ) -> list[Difference]:
     """An arm minus another in each of some regimes, and last in their mean, paired by seed; p-values as they are.
 

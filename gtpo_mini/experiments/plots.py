@@ -76,6 +76,10 @@ def _bar(axes: Axes, row: float, interval: Interval, colour: str, width: float =
     axes.plot(100 * interval.estimate, row, marker, color=colour, markersize=7)
 
 
+def _shows_seeds(runs: Sequence[RecordedRun]) -> bool:
+    return len(by_arm(runs)) <= 3
+
+
 def plot_metric(axes: Axes, runs: Sequence[RecordedRun], key: str = "reward/outcome", window: int = 5) -> None:
     """One metric as a moving average over the steps: thin lines are seeds, the bold one their mean in its t-band.
 
@@ -90,7 +94,7 @@ def plot_metric(axes: Axes, runs: Sequence[RecordedRun], key: str = "reward/outc
         steps = range(1, min(map(len, curves)) + 1)
         columns = list(zip(*curves, strict=False))
         if len(mine) > 1:
-            for curve in curves if len(by_arm(runs)) <= 3 else ():
+            for curve in curves if _shows_seeds(runs) else ():
                 axes.plot(range(1, len(curve) + 1), curve, color=colour, linewidth=0.6, alpha=0.5)
             ends = [t_interval(column, share=share)[1:] for column in columns]
             axes.fill_between(steps, *zip(*ends, strict=True), color=colour, alpha=0.15, linewidth=0)
@@ -113,7 +117,7 @@ def plot_learning_curves(runs: Sequence[RecordedRun], title: str, note: str = ""
     config = runs[0].header["config"]
     counts = sorted({len(mine) for mine in by_arm(runs).values()})
     seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1])))) + " seeds an arm"
-    seeds += " (thin lines)" * (len(by_arm(runs)) <= 3)
+    seeds += " (thin lines)" * _shows_seeds(runs)
     lines = f"{seeds}; bold: mean of a 5-step moving average; band: 95 % t-interval over seeds."
     if counts == [1]:
         lines = "One run: a 5-step moving average, which says nothing of other seeds."
@@ -239,7 +243,7 @@ def plot_estimators(
     Left a dot a start, and their mean; right the area minus GRPO's, mean of the study's 20 % starts, where it was run.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 6), sharey=True, layout="constrained")
-    starts = [*in_starts(study, "_20").values()]
+    starts = in_starts(study, "_20").values()
     for row, arm in enumerate(arms):
         colour = "#D55E00" if arm in ARMS else "#0072B2"
         read = [[meter["credits"][one]["correlation"][0] for meter in meters.values()] for one in (arm, base)]
@@ -375,7 +379,7 @@ def in_few_colours(png: bytes) -> bytes:
 
 
 def readme_figures(folder: Path = RUNS, output: Path = ROOT / "docs") -> list[Path]:
-    """The figures of README and docs, from the recorded runs alone."""
+    """The study's figures in README and docs, from the recorded runs alone."""
     study = load_study(folder)
     times = {"at the start": 0, "after 20 steps": 20, "after 60 steps": 60}
     meters = {when: found for when, after in times.items() if (found := load_meters(folder / "meter", after))}

@@ -72,12 +72,10 @@ def _against(runs: Sequence[RecordedRun], base: str = "grpo") -> dict[str, Diffe
     return {arm: found.get(arm) for arm in arms}
 
 
-def arms_table(runs: Sequence[RecordedRun], base: str = "grpo", only: Sequence[str] = ()) -> str:
-    """Markdown: accuracy, behaviour and difference from the base arm of every arm, or of some; p corrected for all."""
+def arms_table(runs: Sequence[RecordedRun], base: str = "grpo") -> str:
+    """Markdown: accuracy, behaviour and difference from the base arm of every arm; p corrected for all."""
     rows, arms = [], by_arm(runs)
     for arm, d in _against(runs, base).items():
-        if only and arm not in only:
-            continue
         mine = arms[arm]
         accuracy = [percent(accuracies(mine, arm, kind).values()) for kind in ("sampled", "greedy")]
         calls, invalid = mean(_ends(mine)), 100 * mean(_ends(mine, "rollout/invalid_calls"))
@@ -195,7 +193,7 @@ def study_sentence(study: Mapping[str, Sequence[RecordedRun]]) -> str:
         f"regimes** ({seeds}; standard deviation of the regimes' true effects {100 * sd:.1f}). The claimed gain of 3: "
         f"{'; '.join(said)}. Differences of 2 points are excluded in {small}."
     )
-    weak = [*in_starts(study, "_5").values()]
+    weak = in_starts(study, "_5").values()
     if not weak:
         return text
     cure = ""
@@ -218,7 +216,7 @@ def in_starts(study: Mapping[str, Sequence[RecordedRun]], start: str) -> dict[st
 
 def ladder_steps(study: Mapping[str, Sequence[RecordedRun]]) -> list[Difference]:
     """Each arm of the ladder minus the one before, area, mean of the 20 % starts; p-values corrected for all four."""
-    starts = [*in_starts(study, "_20").values()]
+    starts = in_starts(study, "_20").values()
     return corrected([over_starts(starts, new, old)[-1] for new, old in LADDER_STEPS])
 
 
@@ -231,7 +229,7 @@ def starts_table(
     """
     rows, means, starts = [], [], in_starts(study, start)
     for arm, base in pairs:
-        if found := arm != base and over_starts([*starts.values()], arm, base):
+        if found := arm != base and over_starts(starts.values(), arm, base):
             share = 100 * mean([blind_share(runs, arm) for runs in starts.values()])
             gains = [points(d.over_seeds) for d in found[:-1]]
             rows.append([f"`{arm}`", f"{share:.0f}", f"`{base}`", found[-1].seeds, *gains])
@@ -301,7 +299,7 @@ def observation_table(folder: Path = RUNS) -> str:
 
 def ladder_table(study: Mapping[str, Sequence[RecordedRun]]) -> str:
     """Markdown, for the README: from GRPO to GTPO, means over the three 20 % starts, as far as they have the arms."""
-    rows, starts, kinds = [], [*in_starts(study, "_20").values()], (area, _held_out)
+    rows, starts, kinds = [], in_starts(study, "_20").values(), (area, _held_out)
     for arm in LADDER:
         found = [over_starts(starts, arm, "grpo", kind) for kind in kinds]
         if all(found):

@@ -78,6 +78,7 @@ def keep_outputs(notebook: nbformat.NotebookNode) -> None:
     The answer that the setup cell shows goes into the title page. What comes from stderr (warnings, bars) and widgets
     goes; so do all outputs of the setup cell and of cells tagged ``clear``, which show times, versions or paths.
     """
+    notebook.metadata.pop("widgets", None)  # the state of bars, with their times
     title, setup = notebook.cells[:2]
     shown = [one.data["text/markdown"] for one in setup.outputs if "text/markdown" in one.get("data", {})]
     if shown:
