@@ -14,6 +14,7 @@ MAX_CELL_LINES = 25
 MAX_DEFINITION_LINES = 8
 MAX_SETUP_LINES = 8
 MAX_PLOTTING_LINES = 8
+PLOTS = re.compile(r"\bplot_\w+\(|\bplt\.")
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 # Colab and Jupyter write who ran or wrote a cell into these.
 PERSONAL_KEYS = {"executionInfo", "user", "userId", "displayName", "photoUrl", "author", "authors", "outputId"}
@@ -131,7 +132,7 @@ def code_cell_problems(number: int, cell: dict[str, Any]) -> list[str]:
     wrong = []
     if len(lines) > MAX_CELL_LINES:
         wrong.append(f"cell {number}: {len(lines)} lines, at most {MAX_CELL_LINES}")
-    if "plt." in text and len(lines) > MAX_PLOTTING_LINES:
+    if PLOTS.search(text) and len(lines) > MAX_PLOTTING_LINES:
         wrong.append(f"cell {number}: plots in {len(lines)} lines, at most {MAX_PLOTTING_LINES}: experiments/plots")
     magic = [line for line in lines if line.lstrip().startswith(("!", "%"))]
     if magic:

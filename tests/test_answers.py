@@ -33,11 +33,8 @@ def held_out() -> list[str]:
 
 
 def by_verdict() -> list[str]:
-    where: dict[str, list[str]] = {}
-    for name, d in report.over_regimes(report.load_study()).items():
-        where.setdefault(report.study_verdict(d), []).append(name)
-    kinds = {"reproduced": "a gain"}
-    return [f"{kinds.get(verdict, verdict)} in {', '.join(names)}" for verdict, names in where.items()]
+    found = report.by_verdict(report.over_regimes(report.load_study()))
+    return [f"{verdict} in {', '.join(names)}" for verdict, names in found.items()]
 
 
 def rank_correlations() -> list[str]:

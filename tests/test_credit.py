@@ -24,7 +24,7 @@ from gtpo_mini import (
 )
 from gtpo_mini.credit import assign_credit, gtpo_advantages
 from gtpo_mini.credit.arms import credit_name
-from gtpo_mini.train.config import TrainConfig, load_profile, translate_config
+from gtpo_mini.train.config import TrainConfig, load_profile
 
 CODES = ("print(1)", "print(1 + 2)", "x = 3\nprint(x)", "print('a')")
 
@@ -232,13 +232,6 @@ def test_names_of_arms():
     assert len({credit_name(credit) for credit in ARMS.values()}) == len(ARMS)  # no two arms are the same
 
 
-def test_old_records_are_read_as_arms():
-    old = {"method": "grpo", "rewards": None, "returns": True, "gamma": 0.9, "normalize": "group", "alpha": 0.5}
-    old |= {"shaping": "outcome", "similarity": "ngram", "format_penalty": 0.1, "steps": 20}
-    assert TrainConfig.from_record(old) == TrainConfig(credit=ARMS["grpo"], steps=20)
-    assert TrainConfig.from_record({**old, "rewards": "accuracy"}).credit == ARMS["grpo_accuracy"]
-    assert TrainConfig.from_record({**old, "method": "gtpo", "alpha": 0.0}).credit == ARMS["+returns"]
-    now = TrainConfig(credit=ARMS["potential"]).record()
-    assert translate_config(now) == now
+def test_an_own_function_is_known_by_its_name_only():
     with pytest.raises(ValueError, match="is an own function"):
         TrainConfig.from_record(TrainConfig(credit=centred).record())

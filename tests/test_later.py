@@ -26,7 +26,7 @@ from gtpo_mini.credit.later import (
 )
 from gtpo_mini.credit.provenance import provenance
 from gtpo_mini.experiments.compare import over_starts
-from gtpo_mini.experiments.plots import plot_estimators
+from gtpo_mini.experiments.plots import plot_nearer
 from gtpo_mini.experiments.report import load_meters, load_study
 from gtpo_mini.train.config import TrainConfig, load_profile
 
@@ -208,16 +208,18 @@ def test_the_figure_of_the_estimators_has_a_row_an_arm():
     arms = ["gtpo", *(arm for arm in LATER if all(arm in meter["credits"] for meter in meters.values()))]
     assert len(arms) > 7
     study = load_study()
-    figure = plot_estimators(meters, study, arms)
+    figure = plot_nearer(meters, arms, "grpo", study)
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == arms
     bars = [line.get_xdata()[0] for line in figure.axes[0].lines if line.get_marker() == "|"]
     credits = [record["credits"] for record in meters.values()]
-    by_hand = sum(c["gigpo"]["correlation"][0] - c["grpo_accuracy"]["correlation"][0] for c in credits) / len(credits)
+    by_hand = sum(c["gigpo"]["correlation"][0] - c["grpo"]["correlation"][0] for c in credits) / len(credits)
     assert bars[arms.index("gigpo")] == pytest.approx(by_hand)
+    alone = plot_nearer(meters, arms, "grpo").axes[0]
+    assert bars == [line.get_xdata()[0] for line in alone.lines if line.get_marker() == "|"]
     means = {line.get_ydata()[0]: line.get_xdata()[0] for line in figure.axes[1].lines if line.get_marker() == "o"}
     starts = [runs for name, runs in study.items() if name.endswith("_20")]
     assert means[0] == pytest.approx(100 * over_starts(starts, "gtpo", "grpo")[-1].over_seeds.estimate)
-    plt.close(figure)
+    plt.close("all")
 
 
 def test_a_guess_that_is_right_is_paid_as_a_miss():

@@ -20,6 +20,7 @@ from gtpo_mini.experiments.coldstart import regime_policy
 from gtpo_mini.experiments.compare import (
     Difference,
     area,
+    by_arm,
     collapsed,
     differences,
     over_starts,
@@ -28,7 +29,7 @@ from gtpo_mini.experiments.compare import (
     steps_to,
     still_rising,
 )
-from gtpo_mini.experiments.report import arms_table, load_regime_runs, write_report
+from gtpo_mini.experiments.report import write_report
 from gtpo_mini.experiments.stats import Interval, t_interval
 from gtpo_mini.tasks.starts import REGIMES
 from gtpo_mini.train.config import TrainConfig
@@ -112,22 +113,11 @@ def test_equal_runs_show_no_difference(runs):
     assert d.over_seeds == Interval(0.0, 0.0, 0.0) and d.p == 1.0 and d.verdict == "no difference shown"
 
 
-def test_tables_and_figures_show_every_arm(runs):
-    table = arms_table(runs)
-    assert all(f"`{arm}`" in table for arm in ("grpo", "+turn_rewards", "gtpo"))
-    assert all(line.count("|") == table.splitlines()[0].count("|") for line in table.splitlines())
+def test_a_figure_names_what_was_compared(runs):
     figure = plots.plot_differences(differences(runs, ["gtpo", "+turn_rewards"]), "Title")
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert labels == ["gtpo − grpo  (5 seeds)", "+turn_rewards − grpo  (5 seeds)"]
     plt.close("all")
-
-
-def test_a_tool_given_up_is_named(runs):
-    assert report.given_up({"here": runs}) == []
-    for run in runs:
-        if run.arm == "gtpo":
-            run.footer["sampled"]["behaviour"]["rollout/calls"] = 1.0
-    assert report.given_up({"here": runs}) == ["`gtpo` in here (3.0 to 1.0 [1.0, 1.0] calls a rollout)"]
 
 
 def test_runs_that_never_moved_count_once(runs):
@@ -165,13 +155,11 @@ def test_readme_and_results_are_what_the_recorded_runs_say(tmp_path):
 
 
 def test_the_recorded_set_is_as_large_as_the_readme_says():
-    runs = [run for cell in load_regime_runs().values() for run in cell]
-    main = load_regime_runs()["(shipped)"]
-    assert {run.seed for run in main if run.arm == "grpo"} == {run.seed for run in main if run.arm == "gtpo"}
-    assert len({run.seed for run in main}) >= 10
-    assert all(len(run.footer[kind]["per_problem"]) >= 1000 for run in main for kind in ("sampled", "greedy"))
-    assert all(len(run.footer["sampled"]["per_problem"]) >= 1000 for run in runs)
-    assert all(not run.header["commit"].endswith("+") for run in runs), "made from files that were not committed"
+    for name, found in report.load_study().items():
+        seeds = {arm: {run.seed for run in mine} for arm, mine in by_arm(found).items()}
+        assert seeds["grpo"] == seeds["gtpo"] == set(range(len(seeds["gtpo"]))) and len(seeds["gtpo"]) >= 8, name
+        assert all(len(run.footer[kind]["per_problem"]) == 1024 for run in found for kind in ("sampled", "greedy"))
+        assert all(not run.header["commit"].endswith("+") for run in found), "made from files that were not committed"
 
 
 def test_every_recorded_step_learned_from_what_was_sampled():
@@ -201,14 +189,15 @@ def test_a_regime_says_reproduced_the_opposite_or_neither(study):
     found = report.over_regimes(study)
     assert [report.study_verdict(d) for d in found.values()] == ["reproduced", "the opposite", "not reproduced"]
     wide = replace(found["even"], over_seeds=Interval(0.0, -0.1, 0.1), p_holm=0.8)
-    assert report.study_verdict(wide) == "cannot tell"
+    small = replace(found["ahead"], over_seeds=Interval(0.01, 0.005, 0.015))
+    assert [report.study_verdict(d) for d in (wide, small)] == ["cannot tell", "a smaller gain"]
     assert found["even"].p_within(0.02) < 0.05 < wide.p_within(0.02) and found["ahead"].p_within(0.02) > 0.95
     over = report.pooled(found)
     assert over.over_studies.low < 0 < over.over_studies.high and over.sd > 0.05 and over.p_same < 1e-6
     sentence = report.study_sentence(study)
     assert (
         "pooled over 3 regimes" in sentence
-        and "of 3: a gain in `ahead` (+8.4 [" in sentence
+        and "of 3: reproduced in `ahead` (+8.4 [" in sentence
         and "); the opposite in `behind` (-" in sentence
         and "); not reproduced in 1." in sentence
     )
@@ -336,12 +325,18 @@ def test_the_picture_of_the_method_holds_what_credit_gives():
 
 
 @pytest.mark.parametrize(
-    ("folder", "regime"), [("study/facts_20.jsonl.xz", "facts_20"), ("rates", "programs_20"), ("ablation", "noisy")]
+    ("folder", "regime", "arm"),  # in starts that need no cold start first
+    [
+        ("study/facts_20.jsonl.xz", "facts_20", "gtpo"),
+        ("rates", "programs_20", "grpo"),
+        ("rates_ladder", "facts_20", "+returns"),
+        ("rates_later", "programs_20", "gigpo"),
+    ],
 )
-def test_two_steps_of_a_recorded_run_are_made_again(folder, regime, sandbox):
-    """To the bit where CPU and versions are the record's; elsewhere a sampled token may differ."""
+def test_two_steps_of_a_recorded_run_are_made_again(folder, regime, arm, sandbox):
+    """To all digits that are kept where CPU and versions are the record's; elsewhere a sampled token may differ."""
     runs = report.load_runs(report.RUNS / folder)
-    run = next(run for run in runs if run.arm == "gtpo" and run.header.get("regime", regime) == regime)
+    run = next(run for run in runs if run.arm == arm and run.header["regime"] == regime)
     config = replace(TrainConfig.from_record(run.header["config"]), steps=2)
     policy = load_policy(regime_policy(regime), device="cpu", seed=run.seed)
     again = Trainer(policy, load_task(REGIMES[regime].family), config, sandbox=sandbox).train()
@@ -352,6 +347,6 @@ def test_two_steps_of_a_recorded_run_are_made_again(folder, regime, sandbox):
         keys = [key for key in recorded if key in made and not key.startswith(other)]
         assert len(keys) > 10
         if same:
-            assert {key: made[key] for key in keys} == {key: recorded[key] for key in keys}
+            assert {key: made[key] for key in keys} == pytest.approx({key: recorded[key] for key in keys}, rel=5.1e-6)
         assert made["reward/outcome"] == pytest.approx(recorded["reward/outcome"], abs=0.15)
         assert made["rollout/calls"] == pytest.approx(recorded["rollout/calls"], abs=0.5)

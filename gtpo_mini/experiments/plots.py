@@ -17,7 +17,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ..credit.arms import ARMS
 from ..train.config import results_folder
 from ..train.metrics import mean
 from ..train.record import RecordedRun
@@ -73,7 +72,7 @@ def _finish(axes: Axes, grid: bool = True) -> None:
 def _bar(axes: Axes, row: float, interval: Interval, colour: str, width: float = 3, marker: str = "o") -> None:
     """An interval in points, as a line, and its estimate."""
     axes.plot([100 * end for end in interval[1:]], [row] * 2, solid_capstyle="butt", color=colour, linewidth=width)
-    axes.plot(100 * interval.estimate, row, marker, color=colour, markersize=7)
+    axes.plot(100 * interval.estimate, row, marker, color=colour, markersize=7, markerfacecolor="white")
 
 
 def _shows_seeds(runs: Sequence[RecordedRun]) -> bool:
@@ -120,7 +119,7 @@ def plot_learning_curves(runs: Sequence[RecordedRun], title: str, note: str = ""
     seeds += " (thin lines)" * _shows_seeds(runs)
     lines = f"{seeds}; bold: mean of a 5-step moving average; band: 95 % t-interval over seeds."
     if counts == [1]:
-        lines = "One run: a 5-step moving average, which says nothing of other seeds."
+        lines = "One run an arm: a 5-step moving average, which says nothing of other seeds."
     size = f"{config['problems_per_step']} problems x {config['group_size']} rollouts a step."
     figure.suptitle(title)
     figure.supxlabel(textwrap.fill(f"{lines} {size} {note}", 150), fontsize=8, color="#555555")
@@ -137,9 +136,10 @@ def plot_panels(panels: Mapping[str, Sequence[RecordedRun]], title: str, window:
         axes.legend(frameon=False, loc="lower right")
         axes.label_outer()
     figure.suptitle(title)
-    figure.supxlabel(
-        f"mean over seeds and {window} steps; band: 95 % t-interval over seeds", fontsize=8, color="#555555"
-    )
+    counts = sorted({len(mine) for runs in panels.values() for mine in by_arm(runs).values()})
+    seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+    note = f"mean over {seeds} seeds and {window} steps; band: 95 % t-interval over seeds"
+    figure.supxlabel(note, fontsize=8, color="#555555")
     return figure
 
 
@@ -232,60 +232,63 @@ def plot_meters(meters: Mapping[str, Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def plot_estimators(
+def plot_nearer(
     meters: Mapping[str, Mapping[str, Any]],
-    study: Mapping[str, Sequence[RecordedRun]],
     arms: Sequence[str],
-    base: str = "grpo_accuracy",
+    base: str = "gtpo",
+    study: Mapping[str, Sequence[RecordedRun]] | None = None,
 ) -> Figure:
-    """How much nearer to the true worth of turns an arm's praise lies than the base's, and what it brought to learning.
+    """How much nearer to the true worth of turns an arm's praise lies than the base's: a dot a start, bar: mean.
 
-    Left a dot a start, and their mean; right the area minus GRPO's, mean of the study's 20 % starts, where it was run.
+    With a ``study`` beside it what training brought: area minus the base's, mean of the 20 % starts, where it was run.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 6), sharey=True, layout="constrained")
-    starts = in_starts(study, "_20").values()
+    size, note = (10 if study else 8, 1.5 + 0.35 * len(arms)), "a dot a start, bar: mean of the starts"
+    figure, found = plt.subplots(1, 2 if study else 1, figsize=size, sharey=True, squeeze=False, layout="constrained")
+    starts, panels = in_starts(study or {}, "_20").values(), found[0]
     for row, arm in enumerate(arms):
-        colour = "#D55E00" if arm in ARMS else "#0072B2"
+        colour = ARM_STYLE.get(arm, _OTHER)[0]
         read = [[meter["credits"][one]["correlation"][0] for meter in meters.values()] for one in (arm, base)]
         gains = [mine - theirs for mine, theirs in zip(*read, strict=True)]
-        left.plot(gains, [row] * len(gains), "o", color="#777777", markersize=5, alpha=0.6)
-        left.plot(mean(gains), row, "|", color=colour, markersize=18, markeredgewidth=4)
-        if found := arm != "grpo" and over_starts(starts, arm, "grpo"):
-            _bar(right, row, found[-1].over_seeds, colour)
-    left.set(yticks=range(len(arms)), yticklabels=arms, ylim=(len(arms) - 0.5, -0.5))
-    left.set(title="Does its praise lie nearer the truth?", xlabel=f"correlation with a turn's worth, minus {base}'s")
-    right.set(title="Does it learn faster?", xlabel="area under the learning curve, minus grpo's, points")
-    note = "left: a dot a start, bar: mean; right: 95 % t-interval over seeds; orange: arms of this study, blue: later"
+        panels[0].plot(gains, [row] * len(gains), "o", color="#777777", markersize=5, alpha=0.6)
+        panels[0].plot(mean(gains), row, "|", color=colour, markersize=18, markeredgewidth=4)
+        if learned := arm != base and over_starts(starts, arm, base):
+            _bar(panels[1], row, learned[-1].over_seeds, colour)
+    panels[0].set(yticks=range(len(arms)), yticklabels=arms, ylim=(len(arms) - 0.5, -0.5))
+    panels[0].set(
+        title="Does its praise lie nearer the truth?", xlabel=f"correlation with a turn's worth, minus {base}'s"
+    )
+    if study:
+        panels[1].set(title="Does it learn faster?", xlabel=f"area under the learning curve, minus {base}'s, points")
+        note = f"left: {note}; right: 95 % t-interval over seeds"
     figure.supxlabel(note, fontsize=8)
-    for axes in (left, right):
+    for axes in panels:
         axes.axvline(0, color="black", linewidth=0.8)
         _finish(axes)
     return figure
 
 
-_VERDICTS = {"reproduced": "#009E73", "the opposite": "#D55E00", "not reproduced": "#555555", "cannot tell": "#BBBBBB"}
+_GAIN, _LOSS = "#009E73", "#D55E00"
+_VERDICTS = {"reproduced": _GAIN, "a smaller gain": _GAIN, "the opposite": _LOSS, "not reproduced": "#555555"}
 
 
 def plot_study(study: Mapping[str, Sequence[RecordedRun]]) -> Figure:
     """GTPO minus GRPO in every regime of `load_study`, marked by what it says of the claim, and pooled."""
     found = over_regimes(study)
     figure, axes = plt.subplots(figsize=(8, 1.6 + 0.36 * len(found)), layout="constrained")
-    verdicts = {name: study_verdict(d) for name, d in found.items()}
-    for row, (name, d) in enumerate(found.items()):
-        _bar(axes, row, d.over_seeds, _VERDICTS[verdicts[name]])
+    for row, verdict in enumerate(map(study_verdict, found.values())):
+        colour = _VERDICTS.get(verdict, "#BBBBBB")
+        _bar(axes, row, list(found.values())[row].over_seeds, colour)
+        axes.text(1.02, row, verdict, color=colour, va="center", transform=axes.get_yaxis_transform())
     rows = [re.sub(r"_(\d+)$", r", from \1 %", name) + f"  ({d.seeds} seeds)" for name, d in found.items()]
     if len(found) > 1:
         _bar(axes, len(found), pooled(found).over_studies, "black", 5, "D")
         rows.append("all regimes")
     axes.axvline(0, color="black", linewidth=0.8)
     axes.axvline(3, color="#0072B2", linewidth=1, linestyle="--", label="the paper's claim: +3")
-    for verdict in dict.fromkeys(verdicts.values()):
-        label = "a gain is shown" if verdict == "reproduced" else verdict
-        axes.plot([], [], "o-", color=_VERDICTS[verdict], linewidth=3, label=label)
     axes.set_yticks(range(len(rows)), rows)
     axes.invert_yaxis()
     axes.set(xlabel="GTPO minus GRPO, area under the learning curve, points", title="Does GTPO learn faster than GRPO?")
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    axes.legend(loc="lower left", frameon=False)
     note = "95 % t-interval over paired seeds; all regimes: a random-effects model"
     figure.supxlabel(note, fontsize=8, color="#555555")
     _finish(axes, grid=False)
@@ -327,6 +330,8 @@ def plot_prediction(
                 x, y, [100 * dot.error for dot in mine], fmt=marker, color=colour, label=label, elinewidth=0.8
             )
             for dot, *place in zip(mine, x, y, strict=True):
+                if abs(place[0]) < 0.12 and abs(place[1]) < 4:
+                    continue  # in the thick of them no label can be read
                 short = re.sub(r"(\w)[a-z]*_(\d+)$", r"\1\2", dot.regime)
                 axes.annotate(short, place, xytext=(4, 3), textcoords="offset points", fontsize=6, color="#555555")
         axes.axhline(0, color="black", linewidth=0.8)
@@ -348,8 +353,14 @@ def plot_prediction(
     return figure
 
 
-def save_figure(figure: Figure, name: str, runs: Sequence[RecordedRun] = (), folder: str | Path | None = None) -> Path:
+def save_figure(
+    figure: Figure,
+    name: str,
+    runs: Sequence[RecordedRun] | Mapping[str, Sequence[RecordedRun]] = (),
+    folder: str | Path | None = None,
+) -> Path:
     """Write ``name``.svg, .png (its path comes back) and .json, where the data came from; byte for byte the same."""
+    runs = [run for mine in runs.values() for run in mine] if isinstance(runs, Mapping) else runs
     folder = Path(folder or results_folder())
     folder.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
@@ -383,8 +394,7 @@ def readme_figures(folder: Path = RUNS, output: Path = ROOT / "docs") -> list[Pa
     study = load_study(folder)
     times = {"at the start": 0, "after 20 steps": 20, "after 60 steps": 60}
     meters = {when: found for when, after in times.items() if (found := load_meters(folder / "meter", after))}
-    runs = [run for mine in study.values() for run in mine]
     return [
-        save_figure(plot_study(study), "study", runs, output),
-        save_figure(plot_prediction(meters, study), "prediction", runs, output),
+        save_figure(plot_study(study), "study", study, output),
+        save_figure(plot_prediction(meters, study), "prediction", study, output),
     ]

@@ -34,7 +34,7 @@ from .compare import (
     steps_to,
     still_rising,
 )
-from .stats import Interval, Pooled, random_effects, t_interval
+from .stats import Interval, Pooled, random_effects
 
 _PLANNED = 10  # seeds of the study, by docs/protocol.md
 LADDER = ("grpo", "grpo_accuracy", "+turn_rewards", "+returns", "gtpo")
@@ -65,62 +65,6 @@ def _cells(d: Difference) -> tuple[str, str, str]:
     return points(d.over_seeds), "" if math.isnan(d.detectable) else f"{100 * d.detectable:.1f}", f"{d.p_holm:.2g}"
 
 
-def _against(runs: Sequence[RecordedRun], base: str = "grpo") -> dict[str, Difference | None]:
-    """Every arm's difference from the base arm, p-values corrected for all of them; None for the base itself."""
-    arms = [arm for arm in ARMS if len(accuracies(runs, arm)) > 1]
-    found = {d.arm: d for d in differences(runs, [arm for arm in arms if arm != base], base)}
-    return {arm: found.get(arm) for arm in arms}
-
-
-def arms_table(runs: Sequence[RecordedRun], base: str = "grpo") -> str:
-    """Markdown: accuracy, behaviour and difference from the base arm of every arm; p corrected for all."""
-    rows, arms = [], by_arm(runs)
-    for arm, d in _against(runs, base).items():
-        mine = arms[arm]
-        accuracy = [percent(accuracies(mine, arm, kind).values()) for kind in ("sampled", "greedy")]
-        calls, invalid = mean(_ends(mine)), 100 * mean(_ends(mine, "rollout/invalid_calls"))
-        rate = "{:g}".format(mine[0].header["config"]["learning_rate"])
-        seeds, *more = _cells(d) if d else [""] * 3
-        problems = points(d.over_problems).partition(" ")[2] if d else ""  # the estimate is the same over seeds
-        rows.append([f"`{arm}`", len(mine), rate, *accuracy, f"{calls:.2f}", f"{invalid:.1f}", seeds, problems, *more])
-    columns = "arm | seeds | rate | sampled, % | greedy, % | calls | invalid, %"
-    return markdown_table(f"{columns} | minus {base}, points: seeds | problems | detectable | p (Holm)", rows)
-
-
-def load_regime_runs(folder: Path = RUNS) -> dict[str, list[RecordedRun]]:
-    """The recorded runs of 20 steps of GRPO and GTPO in every regime, the shipped policy's own first."""
-    recorded = {name: folder / "regimes" / name for name in REGIMES}
-    shipped = [run for run in load_runs(folder / "ablation") if run.arm in ("grpo", "gtpo")]
-    return {"(shipped)": shipped, **{name: load_runs(path) for name, path in recorded.items() if path.exists()}}
-
-
-def regimes_table(regimes: Mapping[str, Sequence[RecordedRun]]) -> str:
-    """Markdown: GTPO minus GRPO in every regime of `load_regime_runs`."""
-    rows, kinds = [], ("sampled", "greedy")
-    for name, d in over_regimes(regimes, "sampled").items():
-        special = REGIMES[name].special if name in REGIMES else "the shipped policy and task"
-        sides = {arm: by_arm(regimes[name])[arm] for arm in ("grpo", "gtpo")}
-        shares = [[100 * mean(accuracies(side, arm, kind).values()) for kind in kinds] for arm, side in sides.items()]
-        ends = ["{:.1f} ({:.1f})".format(*each) for each in shares]
-        calls = [first_step(sides["grpo"]), *(mean(_ends(side)) for side in sides.values())]
-        first = f"{100 * first_step(sides['grpo'], 'reward/outcome'):.0f}"
-        rows.append([name, special, d.seeds, first, *ends, *_cells(d), ", ".join(f"{c:.1f}" for c in calls)])
-    columns = "regime | what is special | seeds | first step, % | GRPO, % (greedy) | GTPO, % (greedy)"
-    columns += " | GTPO minus GRPO, points | detectable | p (Holm) | calls at the start, GRPO, GTPO"
-    return markdown_table(columns, rows)
-
-
-def given_up(regimes: Mapping[str, Sequence[RecordedRun]]) -> list[str]:
-    """Where an arm ended with less than half of its calls: "`gtpo` in long (6.6 to 1.9 [1.0, 2.8] calls a rollout)"."""
-    text = "`{}` in {} ({:.1f} to {:.1f} [{:.1f}, {:.1f}] calls a rollout)"
-    return [
-        text.format(arm, name, first_step(runs), *t_interval(_ends(mine)))
-        for name, runs in regimes.items()
-        for arm, mine in by_arm(runs).items()
-        if mean(_ends(mine)) < first_step(runs) / 2
-    ]
-
-
 def load_study(folder: Path = RUNS) -> dict[str, list[RecordedRun]]:
     """The recorded runs to the plateau (docs/protocol.md) by regime, in the order of `REGIMES`."""
     paths = {name: folder / "study" / f"{name}.jsonl.xz" for name in REGIMES}
@@ -141,12 +85,20 @@ def over_regimes(
 def study_verdict(d: Difference, claim: float = 0.03) -> str:
     """What a regime says of the paper's claim, by the rule of docs/protocol.md.
 
-    A gain that is shown is "reproduced", a loss "the opposite"; an interval that lies below the claimed gain is "not
-    reproduced"; all else is "cannot tell".
+    A gain that is shown is "reproduced", or "a smaller gain" where its interval lies below the claimed one; a loss is
+    "the opposite"; an interval below the claim without either is "not reproduced"; all else is "cannot tell".
     """
     if d.p_holm < 0.05:
-        return "reproduced" if d.over_seeds.estimate > 0 else "the opposite"
+        if d.over_seeds.estimate < 0:
+            return "the opposite"
+        return "reproduced" if d.over_seeds.high >= claim else "a smaller gain"
     return "not reproduced" if d.over_seeds.high < claim else "cannot tell"
+
+
+def by_verdict(found: Mapping[str, Difference]) -> dict[str, list[str]]:
+    """The regimes that say the same of the paper's claim, by what they say."""
+    said = {name: study_verdict(d) for name, d in found.items()}
+    return {verdict: [name for name in said if said[name] == verdict] for verdict in dict.fromkeys(said.values())}
 
 
 def pooled(found: Mapping[str, Difference]) -> Pooled:
@@ -181,13 +133,10 @@ def study_sentence(study: Mapping[str, Sequence[RecordedRun]]) -> str:
     counts = sorted({d.seeds for d in found.values()})
     seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
     seeds += " paired seeds in each" + f", of {_PLANNED} planned" * (counts[0] < _PLANNED)
-    where: dict[str, list[str]] = {}
-    for name, d in found.items():
-        where.setdefault(study_verdict(d), []).append(f"`{name}` ({points(d.over_seeds)})")
     said = []
-    for word, names in where.items():
-        told = len(names) if word == "not reproduced" else ", ".join(names)
-        said.append(f"{'a gain' if word == 'reproduced' else word} in {told}")
+    for word, names in by_verdict(found).items():
+        told = ", ".join(f"`{name}` ({points(found[name].over_seeds)})" for name in names)
+        said.append(f"{word} in {len(names) if word == 'not reproduced' else told}")
     text = (
         f"**GTPO {what} GRPO here: {points(over)} points of area under the learning curve, pooled over {len(found)} "
         f"regimes** ({seeds}; standard deviation of the regimes' true effects {100 * sd:.1f}). The claimed gain of 3: "
@@ -209,9 +158,19 @@ def study_sentence(study: Mapping[str, Sequence[RecordedRun]]) -> str:
     )
 
 
-def in_starts(study: Mapping[str, Sequence[RecordedRun]], start: str) -> dict[str, list[RecordedRun]]:
-    """The three regimes whose names end in ``start``, e.g. "_5"."""
-    return {name: list(runs) for name, runs in study.items() if name.endswith(start)}
+def in_starts(
+    study: Mapping[str, Sequence[RecordedRun]], start: str, arms: Sequence[str] = ()
+) -> dict[str, list[RecordedRun]]:
+    """The three regimes whose names end in ``start``, e.g. "_5"; of ``arms`` alone the seeds that all of them have."""
+    found = {name: list(runs) for name, runs in study.items() if name.endswith(start)}
+    if not arms:
+        return found
+    seeds = {name: [{run.seed for run in runs if run.arm == arm} for arm in arms] for name, runs in found.items()}
+    common = {name: set.intersection(*each) for name, each in seeds.items()}
+    return {
+        name: [run for arm in arms for run in runs if run.arm == arm and run.seed in common[name]]
+        for name, runs in found.items()
+    }
 
 
 def ladder_steps(study: Mapping[str, Sequence[RecordedRun]]) -> list[Difference]:
@@ -376,8 +335,7 @@ def prediction_sentence(study: Mapping[str, Sequence[RecordedRun]], folder: Path
 def results_text(folder: Path = RUNS) -> str:
     """``docs/results.md``, from the recorded runs alone; its template calls the functions of this module."""
     template = (ROOT / "gtpo_mini" / "assets" / "results.md").read_text(encoding="utf-8")
-    runs = {"ablation": load_runs(folder / "ablation"), "regimes": load_regime_runs(folder), "folder": folder}
-    runs |= {"study": load_study(folder), "product": product}
+    runs = {"study": load_study(folder), "folder": folder, "product": product}
     return Template(template, undefined=StrictUndefined, keep_trailing_newline=True).render(globals() | runs)
 
 

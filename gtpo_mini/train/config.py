@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,6 @@ class TrainConfig:
         >>> TrainConfig.from_record(TrainConfig(steps=3).record()) == TrainConfig(steps=3)
         True
         """
-        values = translate_config(values)
         if not isinstance(values["credit"], Mapping):
             for credit in LATER.values():
                 if _record_credit(credit) == values["credit"]:
@@ -101,19 +100,6 @@ def _record_credit(credit: CreditAssignment) -> dict[str, Any] | str:
         return f"{type(credit).__module__}:{credit!r}"
     kind = credit if hasattr(credit, "__qualname__") else type(credit)
     return f"{kind.__module__}:{kind.__qualname__}"
-
-
-def translate_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A recorded configuration as `TrainConfig.record` writes it now; older ones held the credit's fields."""
-    if "method" not in config:
-        return dict(config)
-    names = [field.name for field in fields(Credit)]
-    rest = {key: value for key, value in config.items() if key not in (*names, "method")}
-    changes = {key: config[key] for key in names if config.get(key) is not None}
-    credit = replace(ARMS["gtpo"], **changes)
-    if config["method"] == "grpo":
-        credit = replace(ARMS["grpo"], rewards=changes.get("rewards", "trajectory"))
-    return {"credit": asdict(credit), **rest}
 
 
 @dataclass(frozen=True)
