@@ -55,17 +55,22 @@ def test_verl(recipes):
     torch.testing.assert_close(returns, at_tokens([turn_returns(row, 0.9) for row in REWARDS]))
 
 
+def test_a_response_without_a_token_is_one_turn_of_nothing(recipes):
+    mask = torch.tensor(MASK)
+    mask[2] = 0
+    advantages, _ = recipes["gtpo_estimator"](given(), mask, INDEX)
+    assert not advantages[2].any() and advantages[3].isfinite().all()
+    states = [{"example_id": 0, "trajectory": []}, {"example_id": 0, "trajectory": [{"reward": 1.0}]}]
+    recipes["credit_steps"](states)
+    assert states[1]["trajectory"][0]["advantage"] == pytest.approx(1.0, abs=1e-3)
+
+
 def test_skyrl(recipes):
-    sizes = [7, 4, 3, 5]
-    output = {
-        "response_ids": [[5] * size for size in sizes],
-        "loss_masks": [row[:size] for row, size in zip(MASK, sizes, strict=True)],
-        "rewards": [row[:size].tolist() for row, size in zip(given(), sizes, strict=True)],
-    }
-    found = recipes["put_advantages"](output, list(INDEX))
-    assert found["response_ids"] == output["response_ids"]
-    for row, size, expected in zip(found["rewards"], sizes, at_tokens(ADVANTAGES), strict=True):
-        assert row == pytest.approx(expected[:size].tolist())
+    """It passes its own gamma and other settings by name."""
+    found, _ = recipes["gtpo_in_skyrl"](
+        token_level_rewards=given(), response_mask=torch.tensor(MASK), index=INDEX, gamma=1.0, grpo_norm_by_std=True
+    )
+    torch.testing.assert_close(found, at_tokens(ADVANTAGES))
 
 
 def test_verifiers(recipes):

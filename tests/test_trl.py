@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import subprocess
 import sys
@@ -147,10 +148,60 @@ def test_it_drops_into_a_script_that_uses_trls_trainer(changes, model_folder, tm
     assert (not masks.all(1).any()) == bool(changes)  # some run into max_completion_length
 
 
+def script(model_folder, tmp_path, *reward_funcs, **changes) -> ours.GTPOTrainer:
+    args = ours.GRPOConfig(
+        str(tmp_path), per_device_train_batch_size=4, num_generations=4, max_steps=1, use_cpu=True, bf16=False,
+        max_completion_length=8, report_to=[], save_strategy="no", gradient_checkpointing=False, seed=1, **changes,
+    )  # fmt: skip
+    rows = Dataset.from_dict({"prompt": ["one two", "three"] * 4})
+    how = {"args": args, "train_dataset": rows, "credit": ARMS["grpo_accuracy"]}
+    return ours.GTPOTrainer(model=str(model_folder), reward_funcs=list(reward_funcs), **how)
+
+
+def test_a_group_is_where_it_stands_and_what_no_function_scored_has_no_part(model_folder, tmp_path):
+    """An environment may give each rollout of a group a text of its own; TRL gives unscored ones advantage 0."""
+    trainer = script(model_folder, tmp_path, lambda completions, **_: [1.0, 0.0, None, 0.0])
+    out = trainer._generate_and_score_completions([{"prompt": text} for text in ("a", "b", "c", "d")])
+    told = [row[mask.bool()][0].item() for row, mask in zip(out["advantages"], out["completion_mask"], strict=True)]
+    up, down = math.sqrt(2), -math.sqrt(0.5)  # of the grades 1, 0, 0
+    assert told == pytest.approx([up, down, 0, down], abs=1e-3) and not out["advantages"][2].any()
+    assert len({(rollout.problem.id, rollout.problem.question) for rollout in trainer.rollouts}) == 1
+    assert list(trainer._logs["advantages"]) == pytest.approx(told)  # what `log_completions` shows
+
+
+def test_a_sum_of_rewards_beyond_1_names_the_functions_and_rounding_does_not(model_folder, tmp_path):
+    ones = [lambda completions, **_: [1.0] * len(completions) for _ in range(4)]
+    asked = [{"prompt": "a"}] * 4
+    with pytest.raises(ValueError, match=r"reward_funcs: summed by reward_weights must lie in \[0, 1\], got 2.0"):
+        script(model_folder, tmp_path, *ones[:2])._generate_and_score_completions(asked)
+    trainer = script(model_folder, tmp_path, *ones, reward_weights=[0.05, 0.6, 0.15, 0.2])  # 1.0000001 in float32
+    trainer._generate_and_score_completions(asked)
+    assert trainer._graded == [1.0] * 4
+
+
+def test_what_a_loop_of_its_own_wrote_between_results_is_a_call():
+    masks = torch.tensor([[1, 0, 0, 1, 0, 1]])
+    (rollout,) = ours.read_rollouts(["?"], ["only a text"], [[5, 7, 7, 5, 7, 5]], masks)
+    assert [turn.calls_tool for turn in rollout.turns] == [True, True, False]
+    assert ARMS["+returns"]([rollout], [1.0], 1)[0] == [[0.0, 0.0, 1.0]]
+
+
+def test_each_generation_of_a_step_draws_anew(tmp_path):
+    trainer = make(tmp_path, 8, 1)
+    question = load_task("branching", size=64).problems[0].question
+    made = []
+    for _ in range(2):
+        trainer._generate_and_score_completions([{"prompt": question}] * 8)
+        made.append([rollout.token_ids for rollout in trainer.rollouts])
+    assert made[0] != made[1]
+
+
 def test_another_version_and_settings_without_meaning_are_refused(tmp_path, monkeypatch):
     for name in ("use_liger_kernel", "use_vllm"):
         with pytest.raises(ValueError, match=f"{name}=True: .*; set it to False"):
             make(tmp_path, 8, 1, **{name: True})
+    with pytest.raises(ValueError, match="top_k: our engine goes by temperature and settings; leave it at 0"):
+        make(tmp_path, 8, 1, top_k=5)
     monkeypatch.setattr("importlib.metadata.version", lambda name: "1.17.0")
     with pytest.raises(ImportError, match=r"trl 1.17.0: .* TRL 1.16; pip install 'trl==1.16"):
         importlib.reload(ours)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import HfApi
-from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -82,6 +81,8 @@ def load_policy(
     if adapter:
         model, name = put_adapter(model, adapter, name), f"{name} + {adapter.name}"
     elif quantize or lora_rank:
+        from peft import LoraConfig, get_peft_model  # here: plain models do without it
+
         rank = lora_rank or 16
         config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
         with torch.random.fork_rng(), quiet():
@@ -105,8 +106,10 @@ def base_of(adapter: str | os.PathLike) -> str:
         ) from error
 
 
-def put_adapter(model: PreTrainedModel, adapter: Path, name: str) -> PeftModel:
+def put_adapter(model: PreTrainedModel, adapter: Path, name: str) -> nn.Module:
     """The model of that name under the trained adapter in a folder, which has to fit it (else ValueError)."""
+    from peft import PeftModel
+
     try:
         with quiet():
             return PeftModel.from_pretrained(model, str(adapter))

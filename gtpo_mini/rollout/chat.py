@@ -11,10 +11,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate, pairwise
 from typing import Any
 
 from ..policy.model import Policy
-from ..types import ExecutionResult, Problem, Turn
+from ..types import ExecutionResult, Problem, StopReason, Trajectory, Turn
 from .protocol import ToolProtocol
 
 # For a template that does not describe tools itself: what those of Qwen2.5 and Hermes say, shortened.
@@ -133,3 +134,25 @@ def read_messages(messages: Sequence[Mapping[str, Any]]) -> list[Turn]:
             text = f"{before.stdout}\n{told}" if before else told
             turns[-1] = replace(turns[-1], result=ExecutionResult(ok, text))
     return turns
+
+
+def read_rollouts(
+    prompts: Sequence[Any], completions: Sequence[Any], ids: Sequence[Sequence[int]], masks: Sequence[Sequence[int]]
+) -> list[Trajectory]:
+    """Trajectories, from their first completion token on, of what other code's tool loop (TRL's) made.
+
+    Of a text the calls are not known: what the policy wrote before a tool's output counts as a call that ran.
+
+    Args: B prompts, B completions (messages, or a text), their token ids, and which of them the policy wrote (B, T).
+    """
+    rollouts = []
+    for prompt, messages, tokens, mask in zip(prompts, completions, ids, masks, strict=True):
+        mine = tuple(map(int, mask[: len(tokens)]))
+        index = [0, *accumulate(int(said and not before) for before, said in pairwise(mine))]
+        turns = read_messages(messages if isinstance(messages, list) else [{"role": "assistant", "content": messages}])
+        turns = [Turn("", code="")] * (index[-1] + 1 - len(turns)) + turns
+        count = index[-1] + 1 if any(mine) else None  # `mask_truncated_completions` leaves no mask to count by
+        about = {"problem": Problem("", str(prompt), ""), "stop": StopReason.ANSWER, "prompt_length": 0}
+        labels = {"loss_mask": mine, "turn_index": tuple(index[: len(mine)]), "logprobs": (0.0,) * len(tokens)}
+        rollouts.append(Trajectory(turns=tuple(turns[:count]), token_ids=tuple(tokens), **labels, **about))
+    return rollouts

@@ -6,11 +6,12 @@ turn; and for a task of ours also the rollouts, in our sandbox.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from importlib.metadata import version
 from importlib.util import find_spec
-from itertools import accumulate, pairwise, product
+from itertools import product
 from typing import Any
 
 import torch
@@ -20,13 +21,13 @@ from datasets import Dataset
 from ..credit.arms import ARMS, assign_credit
 from ..credit.credit import CreditAssignment
 from ..policy.model import Policy
-from ..rollout.chat import read_messages
+from ..rollout.chat import read_rollouts
 from ..rollout.engine import RolloutEngine
 from ..rollout.protocol import ToolProtocol, load_protocol
 from ..rollout.settings import SamplingSettings
 from ..sandbox import Sandbox
 from ..tasks.task import Task
-from ..types import Problem, StopReason, Trajectory, Turn
+from ..types import Trajectory
 from .loss import per_token, prompt_of
 
 TESTED = "1.16"  #: TRL's version whose inner methods are used here
@@ -41,16 +42,17 @@ from trl.models import unwrap_model_for_generation  # noqa: E402
 class GTPOTrainer(GRPOTrainer):
     """TRL's trainer with the advantages of a `Credit`, one a turn: its own arguments, and ``credit``.
 
-    The weighted sum of the reward functions is the rollout's outcome, and must lie in [0, 1]. A turn is what the policy
-    wrote between two tool results; its call is invalid where the tool raised. `for_task` takes our rollouts instead.
-    Rollouts of a group may lie in several processes: all are gathered, and scored in each. Raises ImportError for
-    another version of TRL than was tested, ValueError for settings that have no meaning here.
+    The weighted sum of the reward functions is the rollout's outcome, and must lie in [0, 1]; where all of them gave
+    None its advantage is 0. A turn is what the policy wrote between two tool results; its call is invalid where the
+    tool raised. `for_task` takes our rollouts instead. The credit normalises, so that ``scale_rewards`` and
+    ``multi_objective_aggregation`` change nothing. Rollouts of a group may lie in several processes: all are gathered,
+    and scored in each. Raises ImportError for another TRL than was tested, ValueError for settings without meaning.
     """
 
     def __init__(self, *args: Any, credit: CreditAssignment = ARMS["gtpo"], **options: Any) -> None:
         if any(isinstance(one, GRPOConfig) and one.use_liger_kernel for one in (*args, *options.values())):
             raise ValueError("use_liger_kernel=True: its loss takes one advantage a rollout; set it to False")
-        self.credit, self.rollouts = credit, list[Trajectory]()  # of this process, in the last batch
+        self.credit, self.rollouts, self._made = credit, list[Trajectory](), Counter[int]()  # of the last batch
         super().__init__(*args, **options)
 
     @classmethod
@@ -67,11 +69,15 @@ class GTPOTrainer(GRPOTrainer):
     ) -> GTPOTrainer:
         """A trainer whose rollouts, in our sandbox, and grades are a task's; the policy's model is trained in place.
 
-        ``args``: ``num_generations`` is the group size, ``temperature`` that of sampling. The rest is as in `Trainer`.
-        Rollout i of a step draws from a random stream of its own, (seed, i), whichever process has it.
+        ``args``: ``num_generations`` is the group size, ``temperature`` that of sampling; lengths are in ``settings``.
+        Rollout i of a generation draws from a random stream of its own, whichever process has it.
         """
         if args.use_vllm:
             raise ValueError("use_vllm=True: a task's rollouts are made by our own engine; set it to False")
+        usual = {field.name: field.default for field in fields(GRPOConfig)}
+        for name in ("top_k", "top_p", "min_p", "repetition_penalty", "max_completion_length"):
+            if getattr(args, name) != usual[name]:
+                raise ValueError(f"{name}: our engine goes by temperature and settings; leave it at {usual[name]}")
         settings = replace(settings or SamplingSettings(), temperature=args.temperature)
         engine = RolloutEngine(policy, protocol or load_protocol(), sandbox or Sandbox(), settings)
         problems = {problem.question: problem for problem in task.problems}
@@ -80,7 +86,8 @@ class GTPOTrainer(GRPOTrainer):
             asked, group = [problems[one] for one in prompts], trainer._group
             first = trainer.accelerator.process_index * len(asked)  # the number of this process's first rollout
             whole = len(asked) % group == first % group == 0  # then a shared prompt is computed once
-            how = {"seed": args.seed * 10**6 + trainer.state.global_step, "task": task, "first": first}
+            trainer._made[step := trainer.state.global_step] += 1
+            how = {"seed": (args.seed * 10**6 + step) * 10**3 + trainer._made[step], "task": task, "first": first}
             model, gather = trainer.model_wrapped, {"gather_deepspeed3_params": args.ds3_gather_for_generation}
             unwrapped = unwrap_model_for_generation(model, trainer.accelerator, **gather)
             with unwrapped, trainer._dist.summon_full_params(model, recurse=False):
@@ -100,39 +107,32 @@ class GTPOTrainer(GRPOTrainer):
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, ids: Any) -> torch.Tensor:
         found = super()._calculate_rewards(inputs, prompts, completions, ids)  # (all rollouts, functions)
-        self._said, self._graded = (prompts, completions, ids), (found * self.reward_weights.to(found.device)).nansum(1)
+        total = (found * self.reward_weights.to(found.device)).nansum(1).masked_fill(found.isnan().all(1), torch.nan)
+        self._said, self._graded = (prompts, completions, ids), [round(one, 6) for one in total.tolist()]
+        if wrong := [one for one in self._graded if one < 0 or one > 1]:
+            raise ValueError(f"reward_funcs: summed by reward_weights must lie in [0, 1], got {wrong[0]}; scale them")
         return found
 
     def _generate_and_score_completions(self, inputs: list[Mapping[str, Any]]) -> dict[str, Any]:
         self.rollouts, self._group = [], self.num_generations if self.model.training else self.num_generations_eval
         out = super()._generate_and_score_completions(inputs)
-        mine = self.rollouts = self.rollouts or read_rollouts(*self._said, out.get("tool_mask", out["completion_mask"]))
-        rollouts, first = gather_object(mine), self.accelerator.process_index * len(mine)
-        rewards, advantages = assign_credit(self.credit, rollouts, self._graded.tolist(), self._group)
-        out["advantages"] = turn_advantages(mine, advantages[first : first + len(mine)], out["completion_ids"])
-        of_now = self._metrics["train" if self.model.training else "eval"]
-        of_now["turn_reward"].append(sum(map(sum, rewards)) / len(rewards))
+        mine = self.rollouts or read_rollouts(*self._said, out.get("tool_mask", out["completion_mask"]))
+        found, first = gather_object(mine), self.accelerator.process_index * len(mine)
+        for i, rollout in enumerate(found):  # a group is where it stands: its prompts may differ
+            lead = found[i - i % self._group].problem
+            found[i] = replace(rollout, problem=replace(lead, id=lead.id or str(i // self._group)))
+        known = [i for i, grade in enumerate(self._graded) if grade >= 0]  # NaN: no function has scored it
+        kept = [found[i] for i in known], [self._graded[i] for i in known]
+        rewards, told = assign_credit(self.credit, *kept, self._group) if known else ([], [])
+        credited = dict(zip(known, told, strict=True))
+        advantages = [credited.get(i, [0.0] * len(rollout.turns)) for i, rollout in enumerate(found)]
+        self.rollouts, own = (both[first : first + len(mine)] for both in (found, advantages))
+        out["advantages"] = turn_advantages(self.rollouts, own, out["completion_ids"])
+        logged, means = self._logs["advantages"], [sum(row) / len(row) for row in advantages]
+        self._logs["advantages"] = type(logged)([*logged][: -len(means)] + means, logged.maxlen)  # in place of TRL's
+        mean = sum(map(sum, rewards)) / max(1, len(rewards))
+        self._metrics["train" if self.model.training else "eval"]["turn_reward"].append(mean)
         return out
-
-
-def read_rollouts(
-    prompts: Sequence[Any], completions: Sequence[Any], ids: Sequence[Sequence[int]], masks: torch.Tensor
-) -> list[Trajectory]:
-    """Trajectories, from their first completion token on, of what TRL's own tool loop made.
-
-    Args: B prompts, B completions (messages, or a text), their token ids, and which of them the policy wrote (B, T).
-    """
-    rollouts = []
-    for prompt, messages, tokens, mask in zip(prompts, completions, ids, masks.tolist(), strict=True):
-        mine = tuple(mask[: len(tokens)])
-        index = [0, *accumulate(int(said and not before) for before, said in pairwise(mine))]
-        turns = read_messages(messages if isinstance(messages, list) else [{"role": "assistant", "content": messages}])
-        turns += [Turn("")] * (index[-1] + 1 - len(turns))
-        count = index[-1] + 1 if any(mine) else None  # `mask_truncated_completions` leaves no mask to count by
-        about = {"problem": Problem("", str(prompt), ""), "stop": StopReason.ANSWER, "prompt_length": 0}
-        labels = {"loss_mask": mine, "turn_index": tuple(index[: len(mine)]), "logprobs": (0.0,) * len(tokens)}
-        rollouts.append(Trajectory(turns=tuple(turns[:count]), token_ids=tuple(tokens), **labels, **about))
-    return rollouts
 
 
 def turn_advantages(
