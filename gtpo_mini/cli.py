@@ -56,7 +56,7 @@ def train(argv: list[str]) -> None:
     config = replace(config, credit=credit, **taken(TrainConfig, rollout, chosen.optimiser, run))
     if run.output is not None and Path(run.output).is_file():
         raise ValueError(f"output={run.output!r}: is a file; name a folder")
-    from .train.metrics import describe_history
+    from .train.metrics import describe_history, few
 
     protocol, task = gm.load_protocol(rollout.protocol), gm.load_task(rollout.task, "train")
     policy = Model(**vars(chosen.model)).load(config.seed)
@@ -73,9 +73,10 @@ def train(argv: list[str]) -> None:
     if not trainer.run.writes:
         return
     accuracy = [step["reward/outcome"] for step in steps]
-    few = max(1, len(accuracy) // 10)
-    start, end = (sum(part) / few for part in (accuracy[:few], accuracy[-few:]))
-    print(f"done: {len(accuracy)} steps; training accuracy {start:.2f} at the start, {end:.2f} at the end")
+    window = few(len(accuracy))
+    start, end = (sum(part) / window for part in (accuracy[:window], accuracy[-window:]))
+    means = f" (means of {window} steps)" if window > 1 else ""
+    print(f"done: {len(accuracy)} steps; training accuracy {start:.2f} at the start, {end:.2f} at the end{means}")
     print(f"where: {run.output}/policy and {run.output}/metrics.jsonl" if run.output else "where: nothing was kept")
     again = f"gtpo-mini evaluate --model {run.output} --task {rollout.task} --output {run.output}/after.jsonl"
     again += f" --protocol {rollout.protocol}" * (rollout.protocol != "fenced")

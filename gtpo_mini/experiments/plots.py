@@ -107,9 +107,10 @@ def plot_metric(axes: Axes, runs: Sequence[RecordedRun], key: str = "reward/outc
     _finish(axes)
 
 
-def plot_learning_curves(runs: Sequence[RecordedRun], title: str, note: str = "") -> Figure:
+def plot_learning_curves(runs: Sequence[RecordedRun], title: str, note: str = "", tall: bool = False) -> Figure:
     """Accuracy, tool calls and invalid calls of all arms, with a caption that says what the bands are."""
-    figure, panels = plt.subplots(1, 3, figsize=(12, 4.2), layout="constrained")
+    shape, size = ((3, 1), (5.5, 10)) if tall else ((1, 3), (12, 4.2))
+    figure, panels = plt.subplots(*shape, figsize=size, layout="constrained")
     for axes, key in zip(panels, LABELS, strict=False):
         plot_metric(axes, runs, key)
     panels[0].legend(frameon=False)
@@ -120,9 +121,9 @@ def plot_learning_curves(runs: Sequence[RecordedRun], title: str, note: str = ""
     lines = f"{seeds}; bold: mean of a 5-step moving average; band: 95 % t-interval over seeds."
     if counts == [1]:
         lines = "One run an arm: a 5-step moving average, which says nothing of other seeds."
-    size = f"{config['problems_per_step']} problems x {config['group_size']} rollouts a step."
+    drawn = f"{config['problems_per_step']} problems x {config['group_size']} rollouts a step."
     figure.suptitle(title)
-    figure.supxlabel(textwrap.fill(f"{lines} {size} {note}", 150), fontsize=8, color="#555555")
+    figure.supxlabel(textwrap.fill(f"{lines} {drawn} {note}", 70 if tall else 150), fontsize=8, color="#555555")
     return figure
 
 
@@ -258,7 +259,7 @@ def plot_nearer(
         title="Does its praise lie nearer the truth?", xlabel=f"correlation with a turn's worth, minus {base}'s"
     )
     if study:
-        panels[1].set(title="Does it learn faster?", xlabel=f"area under the learning curve, minus {base}'s, points")
+        panels[1].set(title="Does it learn faster?", xlabel=f"area under the curve, minus {base}'s, points")
         note = f"left: {note}; right: 95 % t-interval over seeds"
     figure.supxlabel(note, fontsize=8)
     for axes in panels:
@@ -267,8 +268,7 @@ def plot_nearer(
     return figure
 
 
-_GAIN, _LOSS = "#009E73", "#D55E00"
-_VERDICTS = {"reproduced": _GAIN, "a smaller gain": _GAIN, "the opposite": _LOSS, "not reproduced": "#555555"}
+_VERDICTS = {"reproduced": "#009E73", "a smaller gain": "#009E73", "the opposite": "#D55E00"}  # others: grey
 
 
 def plot_study(study: Mapping[str, Sequence[RecordedRun]]) -> Figure:
@@ -276,7 +276,7 @@ def plot_study(study: Mapping[str, Sequence[RecordedRun]]) -> Figure:
     found = over_regimes(study)
     figure, axes = plt.subplots(figsize=(8, 1.6 + 0.36 * len(found)), layout="constrained")
     for row, verdict in enumerate(map(study_verdict, found.values())):
-        colour = _VERDICTS.get(verdict, "#BBBBBB")
+        colour = _VERDICTS.get(verdict, "#777777")
         _bar(axes, row, list(found.values())[row].over_seeds, colour)
         axes.text(1.02, row, verdict, color=colour, va="center", transform=axes.get_yaxis_transform())
     rows = [re.sub(r"_(\d+)$", r", from \1 %", name) + f"  ({d.seeds} seeds)" for name, d in found.items()]

@@ -124,38 +124,48 @@ def study_table(study: Mapping[str, Sequence[RecordedRun]]) -> str:
     return markdown_table(f"{columns} | steps to 90 % of GRPO's plateau | held out at the end, % | minus, points", rows)
 
 
-def study_sentence(study: Mapping[str, Sequence[RecordedRun]]) -> str:
-    """In words: GTPO minus GRPO pooled over the regimes, what it says of the claim, and where and why it is lowest."""
+def headline(study: Mapping[str, Sequence[RecordedRun]]) -> str:
+    """In a few words: GTPO minus GRPO pooled over the regimes, what it says of the claim, and why it is lowest."""
     found = over_regimes(study)
-    over, sd, _, _ = pooled(found)
+    over = pooled(found).over_studies
     what = "loses to" if over.high < 0 else "gains on" if over.low > 0 else "shows no gain on"
-    small = sum(d.p_within(0.02) < 0.05 for d in found.values())
     counts = sorted({d.seeds for d in found.values()})
     seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
     seeds += " paired seeds in each" + f", of {_PLANNED} planned" * (counts[0] < _PLANNED)
-    said = []
-    for word, names in by_verdict(found).items():
-        told = ", ".join(f"`{name}` ({points(found[name].over_seeds)})" for name in names)
-        said.append(f"{word} in {len(names) if word == 'not reproduced' else told}")
+    said = ", ".join(f"{word} in {len(names)}" for word, names in by_verdict(found).items())
     text = (
         f"**GTPO {what} GRPO here: {points(over)} points of area under the learning curve, pooled over {len(found)} "
-        f"regimes** ({seeds}; standard deviation of the regimes' true effects {100 * sd:.1f}). The claimed gain of 3: "
-        f"{'; '.join(said)}. Differences of 2 points are excluded in {small}."
+        f"regimes** ({seeds}). Of the claimed +3: {said}."
     )
-    weak = in_starts(study, "_5").values()
-    if not weak:
-        return text
-    cure = ""
+    if weak := in_starts(study, "_5").values():
+        least, most = (100 * end(map(blind_share, weak)) for end in (min, max))
+        text += (
+            f" It is lowest from the starts of 5 % right: {least:.0f} to {most:.0f} % of its credit in the first 20 "
+        )
+        text += "steps comes from groups in which nothing is right, where GRPO is silent."
+    return text
+
+
+def study_sentence(study: Mapping[str, Sequence[RecordedRun]]) -> str:
+    """What the headline leaves out: the regimes by name, what is excluded, and what becomes of the weak starts."""
+    found, weak = over_regimes(study), in_starts(study, "_5").values()
+    said = [
+        f"{word} in {', '.join(f'`{name}` ({points(found[name].over_seeds)})' for name in names)}"
+        for word, names in by_verdict(found).items()
+    ]
+    small = sum(d.p_within(0.02) < 0.05 for d in found.values())
+    text = (
+        f"By regime: {'; '.join(said)}. The standard deviation of their true effects is {100 * pooled(found).sd:.1f}; "
+    )
+    text += f"differences of 2 points are excluded in {small}."
     spared = [over_starts(weak, "spare_hopeless", base) for base in ("gtpo", "grpo")]
     if all(spared):
         over, against = (points(found[-1].over_seeds) for found in spared)
-        cure = f" Without penalties in such groups (`--arm spare_hopeless`, {spared[0][-1].seeds} seeds, these starts "
-        cure += f"alone): {over} over GTPO, {against} against GRPO."
-    least, most = (100 * end(map(blind_share, weak)) for end in (min, max))
-    return (
-        f"{text} From the starts of 5 % right, {least:.0f} to {most:.0f} % of its credit in the first 20 steps comes "
-        f"from groups in which nothing is right, where GRPO is silent.{cure}"
-    )
+        text += (
+            f" Without penalties in groups with nothing right (`--arm spare_hopeless`, {spared[0][-1].seeds} seeds, "
+        )
+        text += f"the starts of 5 % alone): {over} over GTPO, {against} against GRPO."
+    return text
 
 
 def in_starts(
@@ -346,9 +356,8 @@ def write_report(root: Path = ROOT, folder: Path = RUNS) -> Path:
     if BEGIN not in text or END not in text:
         raise ValueError(f"{readme.name}: lacks the marks {BEGIN} and {END}, between which the results go")
     study = load_study(folder)
-    said = f"{study_sentence(study)}\n\n{prediction_sentence(study, folder)}"
     before, after = text.partition(BEGIN)[0], text.partition(END)[2]
-    readme.write_text(f"{before}{BEGIN}\n{said}\n\n{ladder_table(study)}\n{END}{after}", encoding="utf-8")
+    readme.write_text(f"{before}{BEGIN}\n{headline(study)}\n\n{ladder_table(study)}\n{END}{after}", encoding="utf-8")
     results.parent.mkdir(exist_ok=True)
     results.write_text(results_text(folder), encoding="utf-8")
     return results

@@ -21,7 +21,7 @@ from pygments.token import Comment, Keyword, Name, Number, Operator, String
 from ..credit.provenance import Claim, is_supported
 from ..policy.model import Policy
 from ..rollout.transcript import load_rollouts, transcript
-from ..train.metrics import mean
+from ..train.metrics import few, mean
 from ..train.record import RecordedRun, read_lines
 from ..types import StopReason, Trajectory
 
@@ -84,7 +84,7 @@ def rollouts_page(
     return str(_PAGE.page(cards, _clean(title), places, len(runs) > 1, data, _STYLE, _SCRIPT, Markup(policy)))
 
 
-#: What a run's page tells of its first and last ten steps.
+#: What a run's page tells of its first and last steps; what is a share of 1 is shown in %.
 _TOLD = {
     "reward/outcome": "accuracy (sampled, training problems)",
     "rollout/calls": "tool calls a rollout",
@@ -121,24 +121,32 @@ def run_page(folder: str | Path) -> str:
     footer = lines[-1] if lines[-1]["kind"] == "footer" else {}
     run, name = RecordedRun(lines[0], tuple(steps), footer), Path(folder).resolve().name
     drawn = io.BytesIO()
-    plots.plot_learning_curves([run], f"{run.arm} on {run.header['task']}").savefig(drawn, format="svg")
-    few = min(10, len(steps))
-    told = [
-        (text, *(f"{mean([step[key] for step in part]):.3g}" for part in (steps[:few], steps[-few:])))
-        for key, text in _TOLD.items()
-        if key in steps[0]
-    ]
-    ends = [(kind, footer[kind]["accuracy"]) for kind in ("sampled", "greedy") if kind in footer]
+    plots.plot_learning_curves([run], f"{run.arm} on {run.header['task']}", tall=True).savefig(drawn, format="svg")
+    ends = steps[: few(len(steps))], steps[-few(len(steps)) :]
+    told = []
+    for key, text in _TOLD.items():
+        if key in steps[0]:
+            form = "{:.1%}" if text.startswith(("accuracy", "share", "invalid share")) else "{:.3g}"
+            told.append((text, *(form.format(mean([step[key] for step in part])) for part in ends)))
+    held_out = [(kind, footer[kind]["accuracy"]) for kind in ("sampled", "greedy") if kind in footer]
     shown, rollouts = [], Path(folder) / "rollouts.jsonl"
     if rollouts.exists():
         last = load_rollouts(rollouts)
         last = [one for one in last if one["step"] == last[-1]["step"]]
         last.sort(key=lambda one: -sum(turn.get("reward", 0.0) for turn in one["turns"]))
-        shown = [(kind, _shown(one)) for kind, part in (("best", last[:2]), ("worst", last[-2:])) for one in part]
+        for kind, ranked in (("best", last), ("worst", last[::-1])):
+            of_each = {one["problem"]: one for one in reversed(ranked)}  # the first of each problem
+            shown += [(kind, _shown(one)) for one in ranked if of_each[one["problem"]] is one][:2]
     environment = {key: run.header[key] for key in _ENVIRONMENT}
     svg = Markup(drawn.getvalue().decode().partition("?>")[2])
     page = _ASSETS.get_template("run.html")
-    facts = {"few": few, "steps": len(steps), "wanted": run.header["config"]["steps"], "told": told, "ends": ends}
+    facts = {
+        "few": few(len(steps)),
+        "steps": len(steps),
+        "wanted": run.header["config"]["steps"],
+        "told": told,
+        "ends": held_out,
+    }
     tables = {"settings": _flat(run.header["config"]), "environment": _flat(environment)}
     return page.render(title=_clean(name), style=_STYLE, svg=svg, shown=shown, body=_PAGE.body, **facts, **tables)
 

@@ -94,17 +94,23 @@ def describe_step(
     }
 
 
+def few(steps: int) -> int:
+    """Of how many steps a run's summary takes the mean at either end: a tenth of them, so that the ends never meet."""
+    return max(1, steps // 10)
+
+
 def describe_history(history: Sequence[dict[str, float]], steps: int) -> str:
-    """What the last step says: accuracy with its trend over ten steps, behaviour, and the time that is left.
+    """What the last step says: accuracy with its trend over up to ten steps, behaviour, and the time that is left.
 
     >>> past = {"rollout/calls": 2.0, "group/silent": 0.25, "time/step": 3.0}
     >>> describe_history([{"reward/outcome": 0.2, **past}] * 10 + [{"reward/outcome": 0.4, **past}] * 10, 60)
-    'step 20/60: accuracy 0.40 (+0.20 in ten steps), 2.0 calls a rollout, 25 % of groups silent; 0:02:00 left'
+    'step 20/60: accuracy 0.40 (+0.20 in 10 steps), 2.0 calls a rollout, 25 % of groups silent; 0:02:00 left'
     """
-    now, accuracy = history[-1], [step["reward/outcome"] for step in history[-20:]]
-    trend = ""
-    if len(accuracy) == 20:
-        trend = f" ({mean(accuracy[10:]) - mean(accuracy[:10]):+.2f} in ten steps)"
+    now, half = history[-1], min(10, len(history) // 2)
+    accuracy, trend = [step["reward/outcome"] for step in history[-2 * half or -1 :]], ""
+    if half:
+        gain = mean(accuracy[half:]) - mean(accuracy[:half])
+        trend = f" ({gain:+.2f} in {half} step{'s' if half > 1 else ''})"
     left = (steps - len(history)) * mean([step["time/step"] for step in history[-10:]])
     behaviour = f"{now['rollout/calls']:.1f} calls a rollout, {100 * now['group/silent']:.0f} % of groups silent"
     ends = f"{timedelta(seconds=round(left))} left"

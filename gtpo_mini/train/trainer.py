@@ -162,7 +162,7 @@ class Trainer:
         times |= {"time/step": clock[-1] - clock[0], "memory/peak_gib": peak_gib()}
         metrics = {"step": step, **told, **found, **times}
         for text in self._doubts(metrics, rollouts):
-            warnings.warn(f"step {step} of {credit_name(config.credit)}: {text}", stacklevel=2)
+            warnings.warn(f"step {step + 1} of {credit_name(config.credit)}: {text}", stacklevel=2)
         self.run.log(metrics)
         self.update.check(step)
         return metrics
@@ -175,7 +175,12 @@ class Trainer:
 
     def _doubts(self, metrics: dict[str, Any], rollouts: Sequence[Trajectory]) -> Iterator[str]:
         """What makes a run worthless in silence."""
-        config = self.config
+        config, first = self.config, self.history[0] if self.history else metrics
+        fell = metrics["reward/outcome"] < first["reward/outcome"] / 2
+        if fell and metrics["rollout/truncated"] > first["rollout/truncated"] + 0.3:
+            fall = f"accuracy fell from {first['reward/outcome']:.2f} to {metrics['reward/outcome']:.2f}"
+            yield f"{fall} and rollouts no longer end; lower learning_rate ({config.learning_rate:g})"
+            return
         if metrics["group/silent"] == 1.0:
             accuracy = f"{metrics['reward/outcome']:.2f}; the problems are too hard or too easy for this policy"
             yield f"teaches nothing: every group's rollouts got the same reward (accuracy {accuracy})"
