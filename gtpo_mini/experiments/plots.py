@@ -148,7 +148,8 @@ def plot_bars(panels: Mapping[str, Mapping[str, float]]) -> Figure:
     """A panel for each title, a bar for each arm; what the numbers are stands after the title, behind a colon."""
     figure, found = plt.subplots(1, len(panels), figsize=(5 * len(panels), 3.6), squeeze=False, layout="constrained")
     for axes, (title, values) in zip(found[0], panels.items(), strict=True):
-        axes.bar(list(values), list(values.values()), color=[ARM_STYLE.get(arm, _OTHER)[0] for arm in values])
+        colours = [ARM_STYLE.get(arm, _OTHER)[0] for arm in values]
+        axes.bar_label(axes.bar(list(values), list(values.values()), color=colours), fmt="%.3g", fontsize=8)
         axes.axhline(0, color="black", linewidth=0.8)
         axes.set(title=title.partition(": ")[0], ylabel=title.partition(": ")[2])
         axes.tick_params(axis="x", labelrotation=15)
@@ -394,7 +395,5 @@ def readme_figures(folder: Path = RUNS, output: Path = ROOT / "docs") -> list[Pa
     study = load_study(folder)
     times = {"at the start": 0, "after 20 steps": 20, "after 60 steps": 60}
     meters = {when: found for when, after in times.items() if (found := load_meters(folder / "meter", after))}
-    return [
-        save_figure(plot_study(study), "study", study, output),
-        save_figure(plot_prediction(meters, study), "prediction", study, output),
-    ]
+    figures = {"study": plot_study(study), "prediction": plot_prediction(meters, study)}
+    return [save_figure(figure, name, study, output) for name, figure in figures.items()]
