@@ -129,6 +129,15 @@ def test_a_random_model_in_nf4_takes_steps_and_is_told_that_nothing_is_taught(mo
     assert any("teaches nothing" in str(w.message) for w in caught)
 
 
+def test_a_learning_rate_that_breaks_the_policy_is_named(sandbox):
+    with pytest.warns(UserWarning) as caught:
+        trainer = run(replace(SMALL, steps=2, problems_per_step=8, learning_rate=5.0), sandbox=sandbox)
+    assert trainer.history[0]["reward/outcome"] > 0 == trainer.history[1]["reward/outcome"]
+    told = [str(w.message) for w in caught]
+    assert any(text.startswith("step 2 of gtpo: accuracy fell from 0.") and "(5)" in text for text in told)
+    assert not any("raise max_turn_tokens" in text for text in told)
+
+
 def test_qlora_trains_with_8_bit_moments_and_an_untouched_base(sandbox):
     policy = load_policy("tiny", quantize="nf4", lora_rank=8, device="cpu")
     before = {name: weight.detach().clone() for name, weight in policy.model.named_parameters()}

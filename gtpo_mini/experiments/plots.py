@@ -101,9 +101,8 @@ def plot_metric(axes: Axes, runs: Sequence[RecordedRun], key: str = "reward/outc
         every = max(1, len(steps) // 8)
         axes.plot(steps, centre, color=colour, linewidth=2, marker=marker, markevery=every, label=label)
     axes.set(xlabel="training step", ylabel=LABELS.get(key, key))
-    axes.set_ylim(bottom=0)
-    if share:
-        axes.set_ylim(top=min(1.0, max(0.1, axes.get_ylim()[1])))
+    top = 1.06 * max(0.1, axes.dataLim.y1)
+    axes.set_ylim(0, min(1.0, top) if share else top)
     _finish(axes)
 
 

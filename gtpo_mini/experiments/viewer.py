@@ -126,8 +126,10 @@ def run_page(folder: str | Path) -> str:
     told = []
     for key, text in _TOLD.items():
         if key in steps[0]:
-            form = "{:.1%}" if text.startswith(("accuracy", "share", "invalid share")) else "{:.3g}"
-            told.append((text, *(form.format(mean([step[key] for step in part])) for part in ends)))
+            scale, form = (
+                (100, "{:.1f} %") if text.startswith(("accuracy", "share", "invalid share")) else (1, "{:.3g}")
+            )
+            told.append((text, *(form.format(scale * mean([step[key] for step in part])) for part in ends)))
     held_out = [(kind, footer[kind]["accuracy"]) for kind in ("sampled", "greedy") if kind in footer]
     shown, rollouts = [], Path(folder) / "rollouts.jsonl"
     if rollouts.exists():
