@@ -26,6 +26,7 @@ CHANGING = {
     "an address": re.compile(r"\bat 0x[0-9a-f]+"),
     "a date": re.compile(r"\b20\d\d-[01]\d-[0-3]\d\b"),
     "a bar": re.compile(r"(?:it|step|problem)/s\b|\d%\|"),
+    "a time": re.compile(r"\b\d+\.\d+ m?s\b(?! of CPU)"),
     "a warning": re.compile(r"\b\w*Warning:"),
 }
 HIDING_TAG_WORDS = ("hide", "hidden", "remove")
