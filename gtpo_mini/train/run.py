@@ -214,7 +214,8 @@ class Run:
         """The first header, with a note of where and how the run went on; and the settings that hold now."""
         was, now = old["config"], new["config"]
         changed = {name: [was.get(name), now[name]] for name in MAY_CHANGE if was.get(name) != now[name]}
-        if text := ", ".join(f"{name} {a} -> {b}" for name, (a, b) in changed.items() if name != "steps"):
+        if changed.keys() - {"steps"}:  # more steps alone are told where the run goes on
+            text = ", ".join(f"{name} {a} -> {b}" for name, (a, b) in changed.items())
             warnings.warn(f"{self.folder} goes on with other settings than before: {text}", stacklevel=4)
         note = {key: new[key] for key in ("command", "commit", "versions", "device", "threads") if key in new}
         note |= {"step": done, "changed": changed}
