@@ -362,10 +362,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if "" not in sys.path:
         sys.path.insert(0, "")  # MODULE:NAME may lie in the current folder
-    shown = warnings.formatwarning
     try:
         with warnings.catch_warnings():
-            warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+            warnings.showwarning = lambda message, *_, **__: tqdm.write(f"warning: {message}", file=sys.stderr)
             for kind in (FutureWarning, DeprecationWarning):
                 warnings.simplefilter("ignore", kind)
             name, words, command = argv[0], argv[1:], COMMANDS.get(argv[0])
@@ -385,6 +384,4 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except SystemExit as stop:  # --help
         return stop.code or 0
-    finally:
-        warnings.formatwarning = shown
     return 0
