@@ -161,7 +161,7 @@ def test_the_recorded_set_is_as_large_as_the_readme_says():
         assert seeds["grpo"] == seeds["gtpo"] == set(range(len(seeds["gtpo"]))) and len(seeds["gtpo"]) >= 8, name
         assert all(len(run.footer[kind]["per_problem"]) == 1024 for run in found for kind in ("sampled", "greedy"))
         bare += [run for run in found if run.header["commit"].endswith("+")]
-    # Two seeds were made while a file outside of the package differed from the commit: data/README.md.
+    # Two seeds were made while a file of the package differed from the commit: data/README.md.
     assert {run.header["commit"] for run in bare} <= {"dfff22f77ca56e24cdeaff7a2915c47843c3551c+"}
 
 
