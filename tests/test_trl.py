@@ -124,6 +124,16 @@ def test_what_trls_own_loop_made_is_read_turn_by_turn():
     assert not ours.turn_advantages(masked, advantages, out["completion_ids"]).any()
 
 
+def script(model_folder, tmp_path, *reward_funcs, credit=ARMS["grpo_accuracy"], **changes) -> ours.GTPOTrainer:
+    args = ours.GRPOConfig(
+        str(tmp_path), per_device_train_batch_size=4, num_generations=4, max_steps=1, use_cpu=True, bf16=False,
+        max_completion_length=8, report_to=[], save_strategy="no", gradient_checkpointing=False, seed=1, **changes,
+    )  # fmt: skip
+    rows = Dataset.from_dict({"prompt": ["one two", "three"] * 4})
+    how = {"args": args, "train_dataset": rows, "credit": credit}
+    return ours.GTPOTrainer(model=str(model_folder), reward_funcs=list(reward_funcs), **how)
+
+
 @pytest.mark.parametrize("changes", [{}, {"mask_truncated_completions": True}])
 def test_it_drops_into_a_script_that_uses_trls_trainer(changes, model_folder, tmp_path):
     """One turn a rollout and no tool: the advantages are GRPO's, for the rewards differ by what all have."""
@@ -131,12 +141,7 @@ def test_it_drops_into_a_script_that_uses_trls_trainer(changes, model_folder, tm
     def length(completion_ids, **_):
         return [min(len(ids), 8) / 8 for ids in completion_ids]
 
-    args = ours.GRPOConfig(
-        str(tmp_path), per_device_train_batch_size=4, num_generations=4, max_steps=1, use_cpu=True, bf16=False,
-        max_completion_length=8, report_to=[], save_strategy="no", gradient_checkpointing=False, seed=1, **changes,
-    )  # fmt: skip
-    rows = Dataset.from_dict({"prompt": ["one two", "three"] * 4})
-    trainer = ours.GTPOTrainer(model=str(model_folder), reward_funcs=[length], args=args, train_dataset=rows)
+    trainer = script(model_folder, tmp_path, length, credit=ARMS["gtpo"], **changes)
     score, seen = trainer._generate_and_score_completions, []
     trainer._generate_and_score_completions = lambda inputs: seen.append(score(inputs)) or seen[-1]
     trainer.train()
@@ -146,16 +151,6 @@ def test_it_drops_into_a_script_that_uses_trls_trainer(changes, model_folder, tm
     for row, mask, (value,) in zip(seen[0]["advantages"], masks, expected, strict=True):
         assert row[mask].tolist() == pytest.approx([value] * int(mask.sum()), abs=1e-3) and not row[~mask].any()
     assert (not masks.all(1).any()) == bool(changes)  # some run into max_completion_length
-
-
-def script(model_folder, tmp_path, *reward_funcs, **changes) -> ours.GTPOTrainer:
-    args = ours.GRPOConfig(
-        str(tmp_path), per_device_train_batch_size=4, num_generations=4, max_steps=1, use_cpu=True, bf16=False,
-        max_completion_length=8, report_to=[], save_strategy="no", gradient_checkpointing=False, seed=1, **changes,
-    )  # fmt: skip
-    rows = Dataset.from_dict({"prompt": ["one two", "three"] * 4})
-    how = {"args": args, "train_dataset": rows, "credit": ARMS["grpo_accuracy"]}
-    return ours.GTPOTrainer(model=str(model_folder), reward_funcs=list(reward_funcs), **how)
 
 
 def test_a_group_is_where_it_stands_and_what_no_function_scored_has_no_part(model_folder, tmp_path):

@@ -65,6 +65,12 @@ def by_arm(runs: Sequence[RecordedRun]) -> dict[str, list[RecordedRun]]:
     return {arm: [run for run in runs if run.arm == arm] for arm in dict.fromkeys(run.arm for run in runs)}
 
 
+def span(counts: Iterable[int]) -> str:
+    """How many seeds: "8", or "4 to 8" where not all have as many."""
+    ends = sorted(counts)
+    return " to ".join(map(str, dict.fromkeys((ends[0], ends[-1]))))
+
+
 def accuracies(runs: Sequence[RecordedRun], arm: str, kind: str = "sampled") -> dict[int, float]:
     """Held-out accuracy of each of an arm's seeds; ``kind`` is "sampled" or "greedy"."""
     return {seed: run.footer[kind]["accuracy"] for seed, run in _by_seed(runs, arm).items()}

@@ -20,7 +20,7 @@ from PIL import Image
 from ..train.config import results_folder
 from ..train.metrics import mean
 from ..train.record import RecordedRun
-from .compare import Difference, by_arm, over_starts
+from .compare import Difference, by_arm, over_starts, span
 from .report import (
     ROOT,
     RUNS,
@@ -114,11 +114,10 @@ def plot_learning_curves(runs: Sequence[RecordedRun], title: str, note: str = ""
         plot_metric(axes, runs, key)
     panels[0].legend(frameon=False)
     config = runs[0].header["config"]
-    counts = sorted({len(mine) for mine in by_arm(runs).values()})
-    seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1])))) + " seeds an arm"
-    seeds += " (thin lines)" * _shows_seeds(runs)
+    counts = {len(mine) for mine in by_arm(runs).values()}
+    seeds = f"{span(counts)} seeds an arm" + " (thin lines)" * _shows_seeds(runs)
     lines = f"{seeds}; bold: mean of a 5-step moving average; band: 95 % t-interval over seeds."
-    if counts == [1]:
+    if counts == {1}:
         lines = "One run an arm: a 5-step moving average, which says nothing of other seeds."
     drawn = f"{config['problems_per_step']} problems x {config['group_size']} rollouts a step."
     figure.suptitle(title)
@@ -136,8 +135,7 @@ def plot_panels(panels: Mapping[str, Sequence[RecordedRun]], title: str, window:
         axes.legend(frameon=False, loc="lower right")
         axes.label_outer()
     figure.suptitle(title)
-    counts = sorted({len(mine) for runs in panels.values() for mine in by_arm(runs).values()})
-    seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+    seeds = span(len(mine) for runs in panels.values() for mine in by_arm(runs).values())
     note = f"mean over {seeds} seeds and {window} steps; band: 95 % t-interval over seeds"
     figure.supxlabel(note, fontsize=8, color="#555555")
     return figure

@@ -31,6 +31,7 @@ from .compare import (
     percent,
     plateau,
     points,
+    span,
     steps_to,
     still_rising,
 )
@@ -129,9 +130,8 @@ def headline(study: Mapping[str, Sequence[RecordedRun]]) -> str:
     found = over_regimes(study)
     over = pooled(found).over_studies
     what = "loses to" if over.high < 0 else "gains on" if over.low > 0 else "shows no gain on"
-    counts = sorted({d.seeds for d in found.values()})
-    seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
-    seeds += " paired seeds in each" + f", of {_PLANNED} planned" * (counts[0] < _PLANNED)
+    counts = [d.seeds for d in found.values()]
+    seeds = f"{span(counts)} paired seeds in each" + f", of {_PLANNED} planned" * (min(counts) < _PLANNED)
     said = ", ".join(f"{word} in {len(names)}" for word, names in by_verdict(found).items())
     text = (
         f"**GTPO {what} GRPO here: {points(over)} points of area under the learning curve, pooled over {len(found)} "
@@ -175,12 +175,11 @@ def in_starts(
     found = {name: list(runs) for name, runs in study.items() if name.endswith(start)}
     if not arms:
         return found
-    seeds = {name: [{run.seed for run in runs if run.arm == arm} for arm in arms] for name, runs in found.items()}
-    common = {name: set.intersection(*each) for name, each in seeds.items()}
-    return {
-        name: [run for arm in arms for run in runs if run.arm == arm and run.seed in common[name]]
-        for name, runs in found.items()
-    }
+    for name, runs in found.items():
+        mine = [by_arm(runs).get(arm, []) for arm in arms]
+        common = set.intersection(*({run.seed for run in each} for each in mine))
+        found[name] = [run for each in mine for run in each if run.seed in common]
+    return found
 
 
 def ladder_steps(study: Mapping[str, Sequence[RecordedRun]]) -> list[Difference]:
