@@ -10,7 +10,7 @@ import pytest
 from notebook_rules import source
 
 from gtpo_mini.experiments import report
-from gtpo_mini.experiments.compare import by_arm, corrected, differences, over_starts, points
+from gtpo_mini.experiments.compare import Difference, by_arm, differences, over_starts, points
 from gtpo_mini.train.metrics import mean
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
@@ -21,9 +21,13 @@ def runs(folder: str) -> list:
     return report.load_runs(report.RUNS / folder)
 
 
+def ladder_steps() -> list[Difference]:
+    return [one.mean for one in report.asked(report.load_study(), *report.QUESTIONS["c"])]
+
+
 def step(arm: str) -> list[str]:
     """Of the ladder's step that ends in an arm."""
-    return [points(d.over_seeds) for d in report.ladder_steps(report.load_study()) if d.arm == arm]
+    return [points(d.over_seeds) for d in ladder_steps() if d.arm == arm]
 
 
 def held_out() -> list[str]:
@@ -54,9 +58,8 @@ def paid_with_support() -> str:
 
 def estimators() -> list[str]:
     """Which of the twelve differences of question (g) are shown."""
-    starts = [*report.in_starts(report.load_study(), "_20").values()]
-    six = ("dr_grpo", "mt_grpo", "gigpo", "irc", "a3", "simpletir")
-    found = corrected([over_starts(starts, arm, base)[-1] for arm in six for base in ("gtpo", "grpo")])
+    found = [one.mean for one in report.asked(report.load_study(), *report.QUESTIONS["g"])]
+    assert len(found) == 12
     told = [f"`{d.arm}` {points(d.over_seeds)} against `{d.base}`" for d in found if d.p_holm < 0.05]
     return told or ["after correction: none is shown to differ"]
 
@@ -64,7 +67,7 @@ def estimators() -> list[str]:
 def whole_and_steps() -> list[str]:
     study = report.load_study()
     whole = over_starts([*report.in_starts(study, "_20").values()], "gtpo", "grpo")[-1]
-    return [points(d.over_seeds) for d in (whole, *(d for d in report.ladder_steps(study) if d.p_holm < 0.05))]
+    return [points(d.over_seeds) for d in (whole, *(d for d in ladder_steps() if d.p_holm < 0.05))]
 
 
 SAID = {

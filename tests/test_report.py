@@ -206,8 +206,13 @@ def test_a_regime_says_reproduced_the_opposite_or_neither(study):
         replace(run, steps=[{**step, "advantage/hopeless_share": 0.4} for step in run.steps]) for run in study["behind"]
     ]
     weak = {**study, "facts_5": blind}
-    assert "5 % right: 40 to 40 % of its credit" in report.headline(weak)
+    assert "5 % right: 40 to 40 % of its early credit" in report.headline(weak)
     assert "spare_hopeless" not in report.study_sentence(weak)
+    assert "reading" not in report.headline(weak) and report.shown_readings(weak) == "none is shown to differ"
+    turn = [replace(run, header=run.header | {"arm": "normalize_turn"}) for run in blind if run.arm == "grpo"]
+    other = report.headline({**study, "facts_5": blind + turn})
+    assert "It depends on what is normalised over: minus GTPO's own reading, `normalize_turn` +" in other
+    assert other.endswith("] (5 % starts).")
     figure = plots.plot_study(study)
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert labels == ["ahead  (5 seeds)", "behind  (5 seeds)", "even  (5 seeds)", "all regimes"]
@@ -256,16 +261,33 @@ def test_arms_over_three_starts_are_paired_by_seed_then_averaged(study):
     found = over_starts([*starts.values()], "gtpo", "grpo")
     assert [d.over_seeds for d in found] == [pytest.approx(t_interval([*gap.values()])) for gap in gaps]
     assert over_starts([*starts.values()], "a3", "grpo") == over_starts([], "gtpo", "grpo") == []
-    pairs = [("gtpo", "gtpo"), ("gtpo", "grpo"), ("a3", "grpo")]
-    assert report.starts_table(study, "_20", pairs) == report.starts_table(starts, "_20", pairs[2:]) == ""
-    _, _, line = report.starts_table(starts, "_20", pairs).splitlines()
+    pairs = [("gtpo", "grpo"), ("a3", "grpo")]
+    assert report.asked(study, pairs, "_20") == report.asked(starts, pairs[1:], "_20") == []
+    assert report.asked_table([]) == ""
+    _, _, line = report.asked_table(report.asked(starts, pairs, "_20", "_5")).splitlines()
     row = [cell.strip() for cell in line.split("|")]
     p = ttest_1samp([*gaps[-1].values()], 0.0).pvalue
-    assert row[1:5] == ["`gtpo`", "10", "`grpo`", "4"] and row[8] == points(t_interval([*gaps[-1].values()]))
-    assert float(row[9]) == pytest.approx(100 * found[-1].detectable, abs=0.05)
-    assert float(row[10]) == pytest.approx(p, rel=0.05)
+    assert row[1:6] == ["`gtpo`", "20 %", "10", "`grpo`", "4"] and row[9] == points(t_interval([*gaps[-1].values()]))
+    assert float(row[10]) == pytest.approx(100 * found[-1].detectable, abs=0.05)
+    assert float(row[11]) == pytest.approx(p, rel=0.05)
     rows = [[cell.strip() for cell in line.split("|")] for line in report.ladder_table(starts).splitlines()[2:]]
-    assert [row[1:3] for row in rows] == [["`grpo`", "5"], ["`gtpo`", "4"]] and rows[1][5] == row[8]
+    assert [row[1:3] for row in rows] == [["`grpo`", "5"], ["`gtpo`", "4"]] and rows[1][5] == row[9]
+
+
+def test_what_is_asked_together_is_corrected_together(study):
+    both = {f"{name}{start}": runs for start in ("_20", "_5") for name, runs in study.items()}
+    both["even_5"] = [replace(run, header=run.header | {"arm": f"other {run.arm}"}) for run in both["even_5"]]
+    both = {name: [replace(run, steps=[{**s, "advantage/hopeless_share": 0.1} for s in run.steps]) for run in runs]
+            for name, runs in both.items()}  # fmt: skip
+    pairs = [("gtpo", "grpo"), ("grpo", "gtpo")]
+    found = report.asked(both, pairs, "_20", "_5")
+    assert [(one.start, one.mean.arm) for one in found] == [("_20", "gtpo"), ("_20", "grpo")], "an arm lacks a regime"
+    assert [one.mean.p_holm for one in found] == pytest.approx([min(1, 2 * one.mean.p) for one in found])
+    assert [*found[0].by_regime] == ["ahead", "behind", "even"] and found[0].blind == pytest.approx(0.1)
+    both["even_5"] = both["even_20"]
+    assert [one.mean.p_holm for one in report.asked(both, pairs, "_20", "_5")] == pytest.approx(
+        [min(1, 4 * found[0].mean.p)] * 4
+    )
 
 
 def test_right_and_supported_by_hand():

@@ -27,6 +27,7 @@ from .report import (
     in_starts,
     load_meters,
     load_study,
+    nearer,
     over_regimes,
     pooled,
     prediction,
@@ -244,10 +245,8 @@ def plot_nearer(
     size, note = (10 if study else 8, 1.5 + 0.35 * len(arms)), "a dot a start, bar: mean of the starts"
     figure, found = plt.subplots(1, 2 if study else 1, figsize=size, sharey=True, squeeze=False, layout="constrained")
     starts, panels = in_starts(study or {}, "_20").values(), found[0]
-    for row, arm in enumerate(arms):
+    for row, (arm, gains) in enumerate(nearer(meters, arms, base).items()):
         colour = ARM_STYLE.get(arm, _OTHER)[0]
-        read = [[meter["credits"][one]["correlation"][0] for meter in meters.values()] for one in (arm, base)]
-        gains = [mine - theirs for mine, theirs in zip(*read, strict=True)]
         panels[0].plot(gains, [row] * len(gains), "o", color="#777777", markersize=5, alpha=0.6)
         panels[0].plot(mean(gains), row, "|", color=colour, markersize=18, markeredgewidth=4)
         if learned := arm != base and over_starts(starts, arm, base):

@@ -39,7 +39,15 @@ from .stats import Interval, Pooled, random_effects
 
 _PLANNED = 10  # seeds of the study, by docs/protocol.md
 LADDER = ("grpo", "grpo_accuracy", "+turn_rewards", "+returns", "gtpo")
-LADDER_STEPS = [(new, old) for old, new in pairwise(LADDER)]  # each arm, and the one before it
+_LESS_HOPELESS = ("normalize_batch", "normalize_centred", "spare_hopeless")
+_READINGS = ("normalize_batch", "normalize_centred", "normalize_turn", "normalize_first")
+#: Questions of docs/protocol.md, as `asked` takes them: which arm minus which other, and in which starts.
+QUESTIONS: dict[str, tuple[Any, ...]] = {
+    "c": ([(new, old) for old, new in pairwise(LADDER)], "_20"),  # each step of the ladder
+    "d": ([(arm, "gtpo") for arm in _READINGS], "_20", "_5"),  # the set that is normalised over
+    "f": (list(product(_LESS_HOPELESS, ("gtpo", "grpo"))), "_5"),  # is it groups with nothing right?
+    "g": (list(product(LATER, ("gtpo", "grpo"))), "_20"),  # estimators of other papers
+}
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = ROOT / "data" / "runs"
 BEGIN, END = "<!-- made by: gtpo-mini report -->", "<!-- end of what is made -->"
@@ -139,33 +147,36 @@ def headline(study: Mapping[str, Sequence[RecordedRun]]) -> str:
     )
     if weak := in_starts(study, "_5").values():
         least, most = (100 * end(map(blind_share, weak)) for end in (min, max))
-        text += (
-            f" It is lowest from the starts of 5 % right: {least:.0f} to {most:.0f} % of its credit in the first 20 "
-        )
-        text += "steps comes from groups in which nothing is right, where GRPO is silent."
+        text += f" It is lowest from the starts of 5 % right: {least:.0f} to {most:.0f} % of its early credit "
+        text += "comes from groups in which nothing is right, where GRPO is silent."
+    if "`" in (told := shown_readings(study)):
+        text += f" It depends on what is normalised over: minus GTPO's own reading, {told}."
     return text
 
 
 def study_sentence(study: Mapping[str, Sequence[RecordedRun]]) -> str:
     """What the headline leaves out: the regimes by name, what is excluded, and what becomes of the weak starts."""
-    found, weak = over_regimes(study), in_starts(study, "_5").values()
+    found = over_regimes(study)
     said = [
         f"{word} in {', '.join(f'`{name}` ({points(found[name].over_seeds)})' for name in names)}"
         for word, names in by_verdict(found).items()
     ]
-    small = sum(d.p_within(0.02) < 0.05 for d in found.values())
-    text = (
-        f"By regime: {'; '.join(said)}. The standard deviation of their true effects is {100 * pooled(found).sd:.1f}; "
-    )
+    small, spread = sum(d.p_within(0.02) < 0.05 for d in found.values()), 100 * pooled(found).sd
+    text = f"By regime: {'; '.join(said)}. The standard deviation of their true effects is {spread:.1f}; "
     text += f"differences of 2 points are excluded in {small}."
-    spared = [over_starts(weak, "spare_hopeless", base) for base in ("gtpo", "grpo")]
-    if all(spared):
-        over, against = (points(found[-1].over_seeds) for found in spared)
-        text += (
-            f" Without penalties in groups with nothing right (`--arm spare_hopeless`, {spared[0][-1].seeds} seeds, "
-        )
+    spared = [one.mean for one in asked(study, *QUESTIONS["f"]) if one.mean.arm == "spare_hopeless"]
+    if spared:
+        over, against = (points(d.over_seeds) for d in spared)
+        text += f" Without penalties in groups with nothing right (`--arm spare_hopeless`, {spared[0].seeds} seeds, "
         text += f"the starts of 5 % alone): {over} over GTPO, {against} against GRPO."
     return text
+
+
+def shown_readings(study: Mapping[str, Sequence[RecordedRun]]) -> str:
+    """Which other sets to normalise over are shown to differ from GTPO's own (question (d)), or that none is."""
+    found = [one for one in asked(study, *QUESTIONS["d"]) if one.mean.p_holm < 0.05]
+    told = [f"`{one.mean.arm}` {points(one.mean.over_seeds)} ({one.start[1:]} % starts)" for one in found]
+    return ", ".join(told) or "none is shown to differ"
 
 
 def in_starts(
@@ -182,31 +193,45 @@ def in_starts(
     return found
 
 
-def ladder_steps(study: Mapping[str, Sequence[RecordedRun]]) -> list[Difference]:
-    """Each arm of the ladder minus the one before, area, mean of the 20 % starts; p-values corrected for all four."""
-    starts = in_starts(study, "_20").values()
-    return corrected([over_starts(starts, new, old)[-1] for new, old in LADDER_STEPS])
+class Asked(NamedTuple):
+    """An arm minus another in the three regimes of a start."""
+
+    start: str  #: as in `in_starts`
+    by_regime: dict[str, Difference]  #: by the regime's family
+    mean: Difference  #: of the three; its p-value is corrected for all that were asked with it
+    blind: float  #: `blind_share` of the arm there
 
 
-def starts_table(
-    study: Mapping[str, Sequence[RecordedRun]], start: str, pairs: Iterable[tuple[str, str]] = LADDER_STEPS
-) -> str:
-    """Markdown: arms minus other arms in the three regimes of `in_starts`, and in their mean; p corrected for all.
+def asked(study: Mapping[str, Sequence[RecordedRun]], pairs: Sequence[tuple[str, str]], *starts: str) -> list[Asked]:
+    """Each pair's first arm minus its second in each start, area; `QUESTIONS` are to be asked.
 
-    Questions (c), (f) and (g) of docs/protocol.md; pairs that are not in all of these starts are left out.
+    Pairs that are not in all three regimes of a start are left out; p-values are corrected for all the means together.
     """
-    rows, means, starts = [], [], in_starts(study, start)
-    for arm, base in pairs:
-        if found := arm != base and over_starts(starts.values(), arm, base):
-            share = 100 * mean([blind_share(runs, arm) for runs in starts.values()])
-            gains = [points(d.over_seeds) for d in found[:-1]]
-            rows.append([f"`{arm}`", f"{share:.0f}", f"`{base}`", found[-1].seeds, *gains])
-            means.append(found[-1])
+    found = []
+    for start in starts:
+        regimes = in_starts(study, start)
+        families = [name.removesuffix(start) for name in regimes]
+        for arm, base in pairs:
+            if gaps := over_starts(regimes.values(), arm, base):
+                blind = mean([blind_share(runs, arm) for runs in regimes.values()])
+                found.append(Asked(start, dict(zip(families, gaps, strict=False)), gaps[-1], blind))
+    means = corrected([one.mean for one in found])
+    return [one._replace(mean=mean) for one, mean in zip(found, means, strict=True)]
+
+
+def asked_table(found: Sequence[Asked]) -> str:
+    """Markdown: what `asked` found, a line a pair and start; nothing where it found nothing."""
+    rows = []
+    for one in found:
+        gains = [points(d.over_seeds) for d in (*one.by_regime.values(), one.mean)]
+        arm, base, start = f"`{one.mean.arm}`", f"`{one.mean.base}`", f"{one.start[1:]} %"
+        rows.append([arm, start, f"{100 * one.blind:.0f}", base, one.mean.seeds, *gains, *_cells(one.mean)[1:]])
     if not rows:
         return ""
-    rows = [[*row, *_cells(d)] for row, d in zip(rows, corrected(means), strict=True)]
-    columns = f"arm | early credit from groups with nothing right, % | minus | seeds | {' | '.join(starts)}"
-    return markdown_table(f"{columns} | mean of them | detectable | p (Holm)", rows)
+    regimes = f"{' | '.join(found[0].by_regime)} | mean of the three | detectable | p (Holm)"
+    return markdown_table(
+        f"arm | start | early credit from groups with nothing right, % | minus | seeds | {regimes}", rows
+    )
 
 
 def supported_share(run: RecordedRun) -> float:
@@ -237,6 +262,12 @@ def load_meters(folder: str | Path = RUNS / "meter", after: int = 0) -> dict[str
     """The records of `gtpo-mini meter` in a folder, ``after`` steps of GRPO, by regime, in the order of `REGIMES`."""
     paths = {name: Path(folder, f"{name}-after{after}.json" if after else f"{name}.json") for name in REGIMES}
     return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.exists()}
+
+
+def nearer(meters: Mapping[str, Mapping[str, Any]], arms: Iterable[str], base: str = "gtpo") -> dict[str, list[float]]:
+    """By how much an arm's praise correlates better with turns' true worth than the base's, in each of some starts."""
+    read = {arm: [meter["credits"][arm]["correlation"][0] for meter in meters.values()] for arm in (base, *arms)}
+    return {arm: [mine - theirs for mine, theirs in zip(read[arm], read[base], strict=True)] for arm in arms}
 
 
 def meters_table(folder: Path) -> str:
@@ -344,7 +375,7 @@ def prediction_sentence(study: Mapping[str, Sequence[RecordedRun]], folder: Path
 def results_text(folder: Path = RUNS) -> str:
     """``docs/results.md``, from the recorded runs alone; its template calls the functions of this module."""
     template = (ROOT / "gtpo_mini" / "assets" / "results.md").read_text(encoding="utf-8")
-    runs = {"study": load_study(folder), "folder": folder, "product": product}
+    runs = {"study": load_study(folder), "folder": folder}
     return Template(template, undefined=StrictUndefined, keep_trailing_newline=True).render(globals() | runs)
 
 
