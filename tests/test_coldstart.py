@@ -113,6 +113,16 @@ def test_broken_calls_are_written_again_whole(tiny_policy, sandbox):
         assert trace.answer == problem.answer and failed(trace.turns) == [True, False] * 3
 
 
+def test_an_idle_call_is_made_twice_and_changes_nothing_else(tiny_policy, sandbox):
+    problem = draw_problems(1, "train")[0]
+    busy, idle = (
+        trace_of(problem, tiny_policy, sandbox, random.Random(1), Habits(mistaken, broken=0.0))
+        for mistaken in ({}, {"idle 2": 1.0})
+    )
+    calls = [[turn.code for turn in trace.turns] for trace in (busy, idle)]
+    assert calls[1] == [*calls[0][:2], calls[0][1], *calls[0][2:]] and busy.answer == idle.answer == problem.answer
+
+
 def test_every_regime_has_problems_that_its_traces_solve(tiny_policy, sandbox):
     for name, regime in REGIMES.items():
         family, task = FAMILIES[regime.family], load_task(regime.family, "test", size=5, **regime.task)

@@ -165,6 +165,9 @@ def _steps(problem: Problem, solver: Solver) -> Iterator[tuple[str, str] | None]
         symbol = "+" if op.symbol in KINDS and solver.mistakes(op.symbol) else op.symbol
         thought = f"Step {number}" + (f", {_TESTS[step.test][0 if holds else 1]}" if step.test else "")
         call = f"{count}{symbol}{op.number}"
+        idle = f"idle {number}"  # the same call twice: nothing is learned, and a turn is gone
+        if idle in solver.habits.mistaken and solver.mistakes(idle):
+            yield thought, f"print({call})"
         if solver.breaks():
             yield thought, solver.rng.choice((f"print({call}", f"print({count}{symbol}/{op.number})"))
         before, count = count, int((yield thought, f"print({call})"))

@@ -128,6 +128,24 @@ REGIMES: dict[str, Regime] = {
     "facts_5": Regime("wrong ideas of all properties", _facts(tuple(facts.PROPERTIES), 0.62), **_IN_FACTS),
     "facts_20": Regime("the shipped policy of this family", None, **_IN_FACTS),
     "facts_50": Regime("a wrong idea of one property", _facts(("boss",), 0.7), **_IN_FACTS),
+    # Where an innovation of GTPO claims to help, beside "rare_clean": question (i) of docs/protocol.md.
+    "programs_rare_clean": Regime(
+        "the first program rarely runs, and is written again",
+        replace(_programs(programs.KINDS[:10], 0.75), broken=0.9),
+        **_IN_PROGRAMS,
+    ),
+    "facts_rare_clean": Regime(
+        "a look-up rarely runs at once, and is written again", replace(_facts(("boss",), 0.6), broken=0.9), **_IN_FACTS
+    ),
+    "wasted": Regime(
+        "more than half of all calls are made twice, and one turn is to spare",
+        Habits({f"idle {step}": 0.6 for step in (1, 2, 3)}, broken=0.02),
+        changes={"max_turns": 5},
+    ),
+    "near_misses": Regime(
+        "wrong ideas of two kinds of step, seldom both given up: most wrong rollouts miss one step",
+        _branching(("*", "last"), 0.65, others=0.05),
+    ),
 }
 
 
