@@ -263,15 +263,15 @@ def test_arms_over_three_starts_are_paired_by_seed_then_averaged(study):
     assert over_starts([*starts.values()], "a3", "grpo") == over_starts([], "gtpo", "grpo") == []
     pairs = [("gtpo", "grpo"), ("a3", "grpo")]
     assert report.asked(study, pairs, "_20") == report.asked(starts, pairs[1:], "_20") == []
-    assert report.asked_table([]) == ""
-    _, _, line = report.asked_table(report.asked(starts, pairs, "_20", "_5")).splitlines()
+    assert report.asked_tables([]) == ""
+    _, _, line = report.asked_tables(report.asked(starts, pairs, "_20", "_5")).splitlines()
     row = [cell.strip() for cell in line.split("|")]
     p = ttest_1samp([*gaps[-1].values()], 0.0).pvalue
-    assert row[1:6] == ["`gtpo`", "20 %", "10", "`grpo`", "4"] and row[9] == points(t_interval([*gaps[-1].values()]))
-    assert float(row[10]) == pytest.approx(100 * found[-1].detectable, abs=0.05)
-    assert float(row[11]) == pytest.approx(p, rel=0.05)
+    assert row[1:5] == ["`gtpo`", "10", "`grpo`", "4"] and row[8] == points(t_interval([*gaps[-1].values()]))
+    assert float(row[9]) == pytest.approx(100 * found[-1].detectable, abs=0.05)
+    assert float(row[10]) == pytest.approx(p, rel=0.05)
     rows = [[cell.strip() for cell in line.split("|")] for line in report.ladder_table(starts).splitlines()[2:]]
-    assert [row[1:3] for row in rows] == [["`grpo`", "5"], ["`gtpo`", "4"]] and rows[1][5] == row[9]
+    assert [row[1:3] for row in rows] == [["`grpo`", "5"], ["`gtpo`", "4"]] and rows[1][5] == row[8]
 
 
 def test_what_is_asked_together_is_corrected_together(study):
@@ -283,11 +283,12 @@ def test_what_is_asked_together_is_corrected_together(study):
     found = report.asked(both, pairs, "_20", "_5")
     assert [(one.start, one.mean.arm) for one in found] == [("_20", "gtpo"), ("_20", "grpo")], "an arm lacks a regime"
     assert [one.mean.p_holm for one in found] == pytest.approx([min(1, 2 * one.mean.p) for one in found])
-    assert [*found[0].by_regime] == ["ahead", "behind", "even"] and found[0].blind == pytest.approx(0.1)
+    assert [*found[0].by_regime] == ["ahead_20", "behind_20", "even_20"] and found[0].blind == pytest.approx(0.1)
     both["even_5"] = both["even_20"]
-    assert [one.mean.p_holm for one in report.asked(both, pairs, "_20", "_5")] == pytest.approx(
-        [min(1, 4 * found[0].mean.p)] * 4
-    )
+    found = report.asked(both, pairs, "_20", "_5")
+    assert [one.mean.p_holm for one in found] == pytest.approx([min(1, 4 * found[0].mean.p)] * 4)
+    tables = report.asked_tables(found).split("\n\n")
+    assert [table.count("\n") for table in tables] == [3, 3] and "| behind_5 | even_5 | mean of them |" in tables[1]
 
 
 def test_right_and_supported_by_hand():

@@ -194,44 +194,43 @@ def in_starts(
 
 
 class Asked(NamedTuple):
-    """An arm minus another in the three regimes of a start."""
+    """An arm minus another in the regimes of a start."""
 
     start: str  #: as in `in_starts`
-    by_regime: dict[str, Difference]  #: by the regime's family
-    mean: Difference  #: of the three; its p-value is corrected for all that were asked with it
+    by_regime: dict[str, Difference]
+    mean: Difference  #: of these; its p-value is corrected for all that were asked with it
     blind: float  #: `blind_share` of the arm there
 
 
 def asked(study: Mapping[str, Sequence[RecordedRun]], pairs: Sequence[tuple[str, str]], *starts: str) -> list[Asked]:
     """Each pair's first arm minus its second in each start, area; `QUESTIONS` are to be asked.
 
-    Pairs that are not in all three regimes of a start are left out; p-values are corrected for all the means together.
+    Pairs that are not in all regimes of a start are left out; p-values are corrected for all the means together.
     """
     found = []
     for start in starts:
         regimes = in_starts(study, start)
-        families = [name.removesuffix(start) for name in regimes]
         for arm, base in pairs:
             if gaps := over_starts(regimes.values(), arm, base):
                 blind = mean([blind_share(runs, arm) for runs in regimes.values()])
-                found.append(Asked(start, dict(zip(families, gaps, strict=False)), gaps[-1], blind))
+                found.append(Asked(start, dict(zip(regimes, gaps, strict=False)), gaps[-1], blind))
     means = corrected([one.mean for one in found])
     return [one._replace(mean=mean) for one, mean in zip(found, means, strict=True)]
 
 
-def asked_table(found: Sequence[Asked]) -> str:
-    """Markdown: what `asked` found, a line a pair and start; nothing where it found nothing."""
-    rows = []
-    for one in found:
-        gains = [points(d.over_seeds) for d in (*one.by_regime.values(), one.mean)]
-        arm, base, start = f"`{one.mean.arm}`", f"`{one.mean.base}`", f"{one.start[1:]} %"
-        rows.append([arm, start, f"{100 * one.blind:.0f}", base, one.mean.seeds, *gains, *_cells(one.mean)[1:]])
-    if not rows:
-        return ""
-    regimes = f"{' | '.join(found[0].by_regime)} | mean of the three | detectable | p (Holm)"
-    return markdown_table(
-        f"arm | start | early credit from groups with nothing right, % | minus | seeds | {regimes}", rows
-    )
+def asked_tables(found: Sequence[Asked]) -> str:
+    """Markdown: what `asked` found, a table a start."""
+    tables = []
+    for start in dict.fromkeys(one.start for one in found):
+        rows, mine = [], [one for one in found if one.start == start]
+        for one in mine:
+            gains, blind = [points(d.over_seeds) for d in one.by_regime.values()], f"{100 * one.blind:.0f}"
+            rows.append([f"`{one.mean.arm}`", blind, f"`{one.mean.base}`", one.mean.seeds, *gains, *_cells(one.mean)])
+        columns = (
+            f"arm | early credit from groups with nothing right, % | minus | seeds | {' | '.join(mine[0].by_regime)}"
+        )
+        tables.append(markdown_table(f"{columns} | mean of them | detectable | p (Holm)", rows))
+    return "\n\n".join(tables)
 
 
 def supported_share(run: RecordedRun) -> float:
