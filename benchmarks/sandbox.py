@@ -22,7 +22,8 @@ from pathlib import Path
 from gtpo_mini.sandbox import Sandbox
 
 SNIPPETS = {
-    "print": "print(6 * 7)",
+    "sum": "print(6 * 7)",
+    "print": "print(str(6 * 7))",  # no sum: a child runs it
     "numpy": "import numpy as np\nprint(int(np.linalg.det(np.array([[50.0, 8.0], [1.0, 1.0]])) + 0.5))",
     "sympy": "import sympy as sp\nx = sp.Symbol('x')\nprint(max(sp.solve(x**2 - 40*x - 84, x)))",
 }

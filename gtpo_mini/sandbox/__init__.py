@@ -1,14 +1,15 @@
 """Run model-written Python beside tokens, keys and notebooks, safely and fast.
 
-The trainer executes fork servers (never forks: it has threads): fresh interpreters with an empty environment. Each
-session, or single snippet, gets a child in a cage, first a cheap one with little imported; what asks for more moves, by
-replay, to a child of the server that has numpy and sympy ready. Code and output travel over pipes that only trainer and
-child hold; what the trainer believes is what it measures itself.
+The trainer executes fork servers (never forks: it has threads): fresh interpreters with an empty environment. A
+session, or single snippet, that holds more than sums gets a child in a cage, first a cheap one with little imported;
+what asks for more moves, by replay, to a child of the server that has numpy and sympy ready. Code and output travel
+over pipes that only trainer and child hold; what the trainer believes is what it measures itself.
 
     client.py  Sandbox, Session, run_code           server.py   a fork server
     link.py    the trainer's way to a server        warm.py     what it imports and uses ahead
     child.py   one child: a turn and its limits     confine.py  the cage, layer by layer (landlock.py, seccomp.py)
     canary.py  measures what is refused             harness.py  inside the child: run a turn, tell the error
+    sums.py    sums, names and prints of them: parsed and computed in the trainer, where nothing is executed
 
 Covered, each with tests (``tests/sandbox``):
 

@@ -15,6 +15,7 @@ from gtpo_mini.sandbox.canary import ACTS, Protection, judge, victims
 from gtpo_mini.sandbox.child import Child
 from gtpo_mini.sandbox.limits import REMEDY, Limits, SandboxUnavailable
 from gtpo_mini.sandbox.link import Link
+from gtpo_mini.sandbox.sums import Names, evaluate
 from gtpo_mini.sandbox.syscalls import AUDIT_ARCH
 from gtpo_mini.types import ExecutionResult
 
@@ -27,14 +28,16 @@ UNCONFINED = (
 class Session:
     """The turns of one rollout in one child: variables live from turn to turn, unseen by other sessions.
 
-    A turn that is killed loses only itself: before the next one, the earlier turns run again in a fresh
-    child. So it is too where a turn asks for more than its server has. Made by :meth:`Sandbox.session`.
+    As long as the turns are sums there is no child: `evaluate` computes them. A turn that is killed loses only itself:
+    before the next one, the earlier turns run again in a fresh child. So it is too where a turn asks for more than
+    there is yet. Made by :meth:`Sandbox.session`.
     """
 
     def __init__(self, links: list[Link], limits: Limits) -> None:
         self._link, *self._heavier = links
         self._limits = limits
-        self._child: Child | None = self._link.spawn()
+        self._child: Child | None = None  # until a turn needs one, and once the session is closed
+        self._names: Names | None = {}  # of the sums so far; None: a child has them
         self._turns: list[tuple[int, str]] = []  # those that ended by themselves
         self.kept_lines = 0  #: of long outputs, which code of `prepare` put into the session
         self._number, self._lock, self._closing = 0, threading.Lock(), False
@@ -54,7 +57,7 @@ class Session:
 
     def _guarded(self, code: str, turns: int) -> ExecutionResult:
         with self._lock:
-            if self._child is None:
+            if self._closing:
                 raise ValueError("this session is closed")
             if os.getpid() != self._link.owner:
                 raise SandboxUnavailable("this process was forked from the session's owner: make a Sandbox of its own")
@@ -62,9 +65,14 @@ class Session:
             return self._run(code, self._number if turns else 0)
 
     def _run(self, code: str, number: int) -> ExecutionResult:
+        names, self._names = self._names, None  # interrupted from here on, the next turn is a child's
+        if names is not None and self._link.alive and (found := evaluate(code, number, names)) is not None:
+            self._turns.append((number, code))
+            result, self._names = found
+            return result
         if self._heavier and any(name in code for name in self._heavier[0].preload):
             self._move()
-        elif not self._child.usable:
+        elif self._child is None or not self._child.usable:
             self._replay()
         result = self._child.turn(code, number, self._limits, may_move=bool(self._heavier))
         if result is None:
@@ -88,7 +96,8 @@ class Session:
                 return self._begin_anew()
 
     def _begin_anew(self) -> None:
-        self._child.close()
+        if self._child is not None:
+            self._child.close()
         self._child = self._link.spawn()
         if self._closing:
             self._child.end()

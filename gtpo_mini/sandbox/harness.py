@@ -51,11 +51,16 @@ def serve(roots: list[str], read=os.read, write=os.write, leave=os._exit) -> Non
     while True:
         nonce, number, may_move, size = HEADER.unpack(take(HEADER.size))
         more.nonce = nonce if may_move else b""
-        error = _turn(take(size), f"<turn {number}>" if number else "<snippet>", namespace, roots)
+        error = _turn(take(size), turn_name(number), namespace, roots)
         text = error.encode("utf-8", "backslashreplace")
         frame = FRAME.pack(nonce, b"-" if text else b"+", len(text)) + text
         while frame:
             frame = frame[write(CONTROL, frame) :]
+
+
+def turn_name(number: int) -> str:
+    """What stands for a file's name in tracebacks."""
+    return f"<turn {number}>" if number else "<snippet>"
 
 
 def prepare() -> None:

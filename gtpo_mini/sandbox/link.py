@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import select
 import socket
 import struct
 import subprocess
@@ -93,7 +94,11 @@ class Link:
     @property
     def alive(self) -> bool:
         """False once the server has ended, and in a forked copy of the trainer."""
-        return os.getpid() == self.owner and self._process.poll() is None
+        if os.getpid() != self.owner or self._socket.fileno() < 0:
+            return False
+        hangup = select.poll()  # not `Popen.poll`: an interrupt in it would leave its lock taken
+        hangup.register(self._socket, 0)
+        return not hangup.poll(0)
 
     def spawn(self) -> Child:
         """A fresh child, confined and waiting for its first turn.

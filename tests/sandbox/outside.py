@@ -156,6 +156,6 @@ def violations(sandbox: Sandbox, outside: Outside, case, prelude: str) -> list[s
     found += [f"a process got away: {text}" for text in gone]
     for text in gone:
         os.kill(int(text.split()[0]), signal.SIGKILL)
-    if sandbox.run("print(6 * 7)").stdout != "42\n":
+    if sandbox.run("print(str(6 * 7))").stdout != "42\n":
         found.append("the next snippet did not run")
     return found

@@ -166,6 +166,7 @@ def test_a_killed_server_leaves_no_child_and_says_so(box):
 
     sandbox = Sandbox(workers=1)
     sessions = [sandbox.session() for _ in range(3)]
+    assert all(session.run("import sys").ok for session in sessions)
     pids = [session._child.pid for session in sessions]
     os.kill(servers(sandbox)[0], signal.SIGKILL)
     deadline = time.monotonic() + 2
@@ -201,7 +202,7 @@ def test_an_interrupt_leaves_a_usable_sandbox(box, interrupt_after):
             with pytest.raises(KeyboardInterrupt):
                 interrupt_after(0.05 + 0.01 * number)
                 session.run("x = 2\nwhile True: pass") if number % 2 else box.run("import time; time.sleep(9)")
-            assert box.run("print(3)").stdout == "3\n"
+            assert box.run("print(str(3))").stdout == "3\n"
         assert session.run("print(x)").stdout == "1\n"
     assert strangers(box) == []
 
@@ -215,15 +216,15 @@ def test_an_interrupt_at_any_moment_leaves_a_usable_sandbox(interrupt_after):
             try:
                 interrupt_after(0.001 + 0.0004 * number)
                 while time.monotonic() < deadline:
-                    sandbox.run("print(1)")
+                    sandbox.run("print(str(1))")
             except KeyboardInterrupt:
                 caught += 1
-        assert [r.stdout for r in sandbox.map(["print(2)"] * 10)] == ["2\n"] * 10
+        assert [r.stdout for r in sandbox.map(["print(str(2))"] * 10)] == ["2\n"] * 10
         sandbox.close()
         assert session_pids(sandbox) == {} and caught >= 50
 
 
-def interrupted_at(sandbox: Sandbox, moment: int) -> bool:
+def interrupted_at(sandbox: Sandbox, code: str, moment: int) -> bool:
     """Run a snippet and raise an interrupt at the sandbox's ``moment``-th place for one; False where it has fewer.
 
     The interpreter looks for signals as a function begins, as a call has come back, and as a loop begins anew.
@@ -245,7 +246,7 @@ def interrupted_at(sandbox: Sandbox, moment: int) -> bool:
 
     sys.settrace(trace)
     try:
-        sandbox.run("print(1)")
+        sandbox.run(code)
     except KeyboardInterrupt:
         return True
     finally:
@@ -253,15 +254,16 @@ def interrupted_at(sandbox: Sandbox, moment: int) -> bool:
     return False
 
 
-def test_an_interrupt_at_each_place_for_one_leaves_a_usable_sandbox():
+@pytest.mark.parametrize(("code", "places"), [("print(str(1))", 80), ("print(1)", 20)])
+def test_an_interrupt_at_each_place_for_one_leaves_a_usable_sandbox(code, places):
     """Not at random: one once closed a descriptor that was then closed again, in one run of a hundred."""
     # In a thread of its own: what the tracing leaves there, exceptions that seem to be in hand, ends with it.
     with Sandbox(workers=1) as sandbox, ThreadPoolExecutor(1) as thread:
         moment = 1
-        while thread.submit(interrupted_at, sandbox, moment).result():
-            assert sandbox.run("print(2)").stdout == "2\n", moment
+        while thread.submit(interrupted_at, sandbox, code, moment).result():
+            assert sandbox.run("print(str(2))").stdout == "2\n", moment
             moment += 1
-        assert moment > 80
+        assert moment > places
         sandbox.close()
         assert session_pids(sandbox) == {}
 
@@ -319,7 +321,7 @@ def test_no_snippet_raises_in_the_trainer(box):
     assert "SystemExit" in box.run("import sys\nsys.exit(10**5000)").error
     chain = "def f(n):\n  try: f(n + 1)\n  except Exception as e: raise ValueError('bad') from e\nf(0)"
     assert box.run(chain).error.endswith("ValueError: bad")
-    assert box.run("print(3)").stdout == "3\n"
+    assert box.run("print(str(3))").stdout == "3\n"
 
 
 def test_flags_of_a_descriptor_stay_with_their_session(box):

@@ -74,7 +74,7 @@ def test_what_a_snippet_says_of_moving_is_worth_one_move(box):
     forged += "        more.nonce = more.nonce or b'x' * 16\n        more.find_spec()\n"
     result = box.run(forged)
     assert not result.ok and "not its own" in result.error
-    assert box.run("print(6 * 7)").stdout == "42\n"
+    assert box.run("print(str(6 * 7))").stdout == "42\n"
 
 
 def test_a_session_that_cannot_be_replayed_starts_empty(tight):
@@ -121,7 +121,7 @@ def test_a_spoilt_interpreter_harms_at_most_its_own_session(code, tight):
         second = session.run("1 + 1")
         for result in (first, second):
             assert type(result.stdout) is str and type(result.error) is str and result.ok == (result.error == "")
-    assert tight.run("print(6 * 7)").stdout == "42\n"
+    assert tight.run("print(str(6 * 7))").stdout == "42\n"
 
 
 def test_leaving_early_is_not_ok_and_leaving_in_order_is(box):
@@ -180,7 +180,7 @@ def test_nothing_runs_between_turns(box):
 
 
 def test_map_keeps_the_order(box):
-    assert [r.stdout for r in box.map(f"print({n})" for n in range(20))] == [f"{n}\n" for n in range(20)]
+    assert [r.stdout for r in box.map(f"print(str({n}))" for n in range(20))] == [f"{n}\n" for n in range(20)]
 
 
 PRINTS = """
@@ -238,4 +238,4 @@ def test_a_forked_copy_of_the_trainer_must_make_its_own(box):
             os._exit(0)
         os._exit(1)
     assert os.waitpid(pid, 0)[1] == 0
-    assert box.run("print(1)").ok
+    assert box.run("print(str(1))").ok
