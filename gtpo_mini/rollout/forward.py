@@ -34,7 +34,8 @@ class ForwardPass:
         self.prompts: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {}  # of a group: (heads, length, dim)
         self.groups = [-1] * rows  # whose prompt a row continues; an empty row keeps what it had
         self.bases = [0] * rows  # tokens of a row that are not in it but in the group's prompt
-        self._stack: tuple | None = None
+        self._stack: tuple | None = None  # the prompts that are continued: groups, lengths, keys and values
+        self._whole: SharedPrefixes | None = None  # of all rows
 
     def read_prompts(self, prompts: dict[int, list[int]]) -> None:
         """Compute the keys and values of each group's prompt, several groups a pass."""
@@ -58,7 +59,7 @@ class ForwardPass:
         for row, group in zip(rows, groups, strict=True):
             self.groups[row] = group
             self.bases[row] = self.prompts[group][0][0].shape[1] if self.share else 0
-        self._stack = None
+        self._whole = None
         if self.share:
             return
         for group in set(groups):
@@ -80,7 +81,7 @@ class ForwardPass:
         for source, target in zip(sources, targets, strict=True):
             self.groups[target], self.bases[target] = self.groups[source], self.bases[source]
         del self.groups[count:], self.bases[count:]
-        self._stack = None
+        self._whole = None
 
     def read(self, rows: Sequence[int], chunks: Sequence[Sequence[int]], starts: Sequence[int]) -> torch.Tensor:
         """Read a chunk of up to Q ids, which begins at position ``start``, in each of R rows, in any order.
@@ -124,17 +125,18 @@ class ForwardPass:
 
     def _shared(self, rows: Sequence[int], everyone: bool) -> SharedPrefixes:
         """Which prompt each of ``rows`` continues; kept for all rows, in their order, until one of them begins anew."""
-        if self._stack is None:
+        if self._whole is None:
             groups = sorted(set(self.groups))
             lengths = [self.prompts[group][0][0].shape[1] for group in groups]
-            stack = []
-            for parts in zip(*(self.prompts[group] for group in groups), strict=True):
-                stack.append(tuple(_stack(tensors, max(lengths)) for tensors in zip(*parts, strict=True)))
-            whole = SharedPrefixes(stack, lengths, [groups.index(group) for group in self.groups])
-            self._stack = (groups, lengths, stack, whole)
-        groups, lengths, stack, whole = self._stack
+            if self._stack is None or self._stack[0] != groups:
+                stack = []
+                for parts in zip(*(self.prompts[group] for group in groups), strict=True):
+                    stack.append(tuple(_stack(tensors, max(lengths)) for tensors in zip(*parts, strict=True)))
+                self._stack = (groups, lengths, stack)
+            self._whole = SharedPrefixes(self._stack[2], lengths, [groups.index(group) for group in self.groups])
+        groups, lengths, stack = self._stack
         if everyone:
-            return whole
+            return self._whole
         some = sorted({self.groups[row] for row in rows})
         slots = [groups.index(group) for group in some]
         if len(slots) < len(groups):
