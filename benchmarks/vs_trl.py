@@ -1,12 +1,13 @@
 """Our engine and step against TRL's ``GRPOTrainer(tools=[...])``: interleaved in one process, step by step.
 
-    python benchmarks/vs_trl.py                               # three loads, two tools each
+    python benchmarks/vs_trl.py                               # three loads, three tools each
     python benchmarks/vs_trl.py --case short --tool plain     # one of them
     python benchmarks/vs_trl.py --case middle --base FOLDER --problems 2 --steps 3                # a real model
 
 Same weights, prompts, group size, temperature, turn and token limits, loss and number of updates. Ours runs the tool's
 code in its sandbox, as it always does. TRL's runs it in its own process with the tool ``plain``, as its users write
-one, and in a sandbox like ours with the tool ``same``. A group's reward is a coin's, so that both sides make the full
+one, and in a sandbox like ours with the tool ``same``. The calls are sums, for which our sandbox needs no process;
+``child`` is ``plain`` with a process for each of our rollouts, as for all other code. A group's reward is a coin's, so that both sides make the full
 update; the learning rate is so small that the weights stay. Needs ``pip install -e '.[trl]'``. Writes
 ``benchmarks/results/``. On a GPU, with 4-bit weights of a large shape: ``python benchmarks/gpu.py trl-middle``.
 """
@@ -44,13 +45,14 @@ from gtpo_mini.credit import ARMS
 from gtpo_mini.policy.load import load_policy
 from gtpo_mini.rollout.chat import Chat
 from gtpo_mini.rollout.engine import RolloutEngine
-from gtpo_mini.sandbox import Sandbox
+from gtpo_mini.sandbox import Sandbox, Session
 from gtpo_mini.tasks.task import Task
 from gtpo_mini.train.config import TrainConfig
 from gtpo_mini.train.metrics import run_header
 from gtpo_mini.train.trainer import Trainer
 
 GROUP, RANK = 8, 16
+TOOLS = ("plain", "same", "child")
 RATIOS = ("rollout", "update", "step", "rollout_cpu", "step_cpu")
 RESULTS = Path(__file__).parent / "results"
 MODELS = Path(__file__).parents[1] / "results" / "benchmarks"
@@ -112,12 +114,22 @@ class Engine(RolloutEngine):
         return self.watch.rollout(lambda: super(Engine, self).generate(*args, **kwargs))
 
 
+class Children(Sandbox):
+    """A sandbox that runs sums in a child too."""
+
+    def session(self) -> Session:
+        session = super().session()
+        session._names = None
+        return session
+
+
 class Ours:
     """One GRPO step of this package at a time, and what it cost."""
 
     def __init__(self, case: Case) -> None:
         policy = load_policy(case.folder, case.quantize, device=case.device, lora_rank=RANK if case.quantize else None)
-        protocol, load, self.sandbox = hermes.BenchProtocol(), case.load, Sandbox()
+        protocol, load = hermes.BenchProtocol(), case.load
+        self.sandbox = Children() if case.tool == "child" else Sandbox()
         prompt = max(len(Chat(policy, protocol).encode_prompt(problem)) for problem in case.task().problems)
         # TRL's budget for all of a completion, tool text included, is its budget for one turn.
         config = TrainConfig(
@@ -205,7 +217,7 @@ def theirs(case: Case, folder: str, callback: Interleave) -> Theirs:
     )  # fmt: skip
     model, tokenizer = hermes.load_parts(case.folder, case.quantize, case.device)
     data = [{"prompt": [{"role": "user", "content": p.question}]} for p in case.task().problems]
-    tool = hermes.python if case.tool == "plain" else hermes.in_sandbox(Sandbox())
+    tool = hermes.in_sandbox(Sandbox()) if case.tool == "same" else hermes.python
     return Theirs(
         model=model, processing_class=tokenizer, args=config, tools=[tool], **quantised,
         train_dataset=Dataset.from_list(data), callbacks=[callback],
@@ -259,7 +271,7 @@ def summary(lines: dict[str, list[dict]]) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", choices=hermes.LOADS, help="prompt and calls; without it, all")
-    parser.add_argument("--tool", choices=("plain", "same"), help="where TRL's tool runs code; without it, both")
+    parser.add_argument("--tool", choices=TOOLS, help="where code runs; without it, all")
     parser.add_argument("--steps", type=int, default=7, help="pairs, after one of warm-up; 0: that one alone")
     parser.add_argument("--base", type=Path, help="a model with ChatML tokens to teach, in place of a new tiny one")
     parser.add_argument("--problems", type=int, default=8, help=f"groups of {GROUP} a step; 1, or an even number")
@@ -268,7 +280,7 @@ def main() -> None:
     args = parser.parse_args()
     if not (args.case and args.tool):
         cases = [args.case] if args.case else hermes.LOADS
-        tools = [args.tool] if args.tool else ("plain", "same")
+        tools = [args.tool] if args.tool else TOOLS
         for case, tool in itertools.product(cases, tools):
             options = [] if args.case else ["--case", case]
             options += [] if args.tool else ["--tool", tool]
