@@ -7,9 +7,10 @@
 Same weights, prompts, group size, temperature, turn and token limits, loss and number of updates. Ours runs the tool's
 code in its sandbox, as it always does. TRL's runs it in its own process with the tool ``plain``, as its users write
 one, and in a sandbox like ours with the tool ``same``. The calls are sums, for which our sandbox needs no process;
-``child`` is ``plain`` with a process for each of our rollouts, as for all other code. A group's reward is a coin's, so that both sides make the full
-update; the learning rate is so small that the weights stay. Needs ``pip install -e '.[trl]'``. Writes
-``benchmarks/results/``. On a GPU, with 4-bit weights of a large shape: ``python benchmarks/gpu.py trl-middle``.
+``child`` is ``plain`` with a process for each of our rollouts, as for all other code. A group's reward is a coin's, so
+that both sides make the full update; the learning rate is so small that the weights stay. Needs ``pip install -e
+'.[trl]'``. Writes ``benchmarks/results/``. On a GPU, with 4-bit weights of a large shape: ``python benchmarks/gpu.py
+trl-middle``.
 """
 
 from __future__ import annotations
