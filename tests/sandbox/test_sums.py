@@ -78,7 +78,8 @@ def test_a_sum_that_cannot_be_read_is_told_as_a_child_tells_it(box):
     ],
 )  # fmt: skip
 def test_all_else_is_a_childs(code):
-    assert evaluate(code, 1, {}) is None
+    names = {"z": 1}
+    assert evaluate(code, 1, names) is None and names == {"z": 1}
 
 
 def test_no_hostile_snippet_is_a_sum():
