@@ -158,7 +158,7 @@ def test_the_recorded_set_is_as_large_as_the_readme_says():
     bare = []
     for name, found in report.load_study().items():
         seeds = {arm: {run.seed for run in mine} for arm, mine in by_arm(found).items()}
-        assert seeds["grpo"] == seeds["gtpo"] == set(range(len(seeds["gtpo"]))) and len(seeds["gtpo"]) >= 8, name
+        assert seeds["grpo"] == seeds["gtpo"] == set(range(len(seeds["gtpo"]))) and len(seeds["gtpo"]) == 10, name
         assert all(len(run.footer[kind]["per_problem"]) == 1024 for run in found for kind in ("sampled", "greedy"))
         bare += [run for run in found if run.header["commit"].endswith("+")]
     # Two seeds were made while a file of the package differed from the commit: data/README.md.

@@ -302,9 +302,9 @@ def ladder_table(study: Mapping[str, Sequence[RecordedRun]]) -> str:
         found = [over_starts(starts, arm, "grpo", kind) for kind in kinds]
         if all(found):
             levels = [mean([mean([kind(run) for run in by_arm(runs)[arm]]) for runs in starts]) for kind in kinds]
-            gains = [points(each[-1].over_seeds) if arm != "grpo" else "" for each in found]
-            rows.append([f"`{arm}`", found[0][-1].seeds, *(f"{100 * level:.1f}" for level in levels), *gains])
-    columns = "arm | seeds | area under the curve, % | held out at the end, % | minus GRPO, points: area | at the end"
+            gain = points(found[0][-1].over_seeds) if arm != "grpo" else ""
+            rows.append([f"`{arm}`", found[0][-1].seeds, *(f"{100 * level:.1f}" for level in levels), gain])
+    columns = "arm | seeds | area under the curve, % | held out at the end, % | area minus GRPO's, points"
     return markdown_table(columns, rows)
 
 
