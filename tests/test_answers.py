@@ -42,7 +42,7 @@ def by_verdict() -> list[str]:
 
 
 def rank_correlations() -> list[str]:
-    read = [report.prediction(report.load_meters(after=steps), report.load_study()) for steps in (0, 20)]
+    read = [report.prediction(report.load_meters(after=steps), report.load_study()) for steps in (0, 20, 60)]
     return ["{:+.2f} [{:+.2f}, {:+.2f}]".format(*report.rank_correlation(dots)) for dots in read]
 
 
