@@ -15,8 +15,8 @@ from gtpo_mini.sandbox.canary import ACTS, Protection, judge, victims
 from gtpo_mini.sandbox.child import Child
 from gtpo_mini.sandbox.limits import REMEDY, Limits, SandboxUnavailable
 from gtpo_mini.sandbox.link import Link
+from gtpo_mini.sandbox.seccomp import AUDIT_ARCH
 from gtpo_mini.sandbox.sums import Names, evaluate
-from gtpo_mini.sandbox.syscalls import AUDIT_ARCH
 from gtpo_mini.types import ExecutionResult
 
 UNCONFINED = (

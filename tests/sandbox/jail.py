@@ -11,7 +11,7 @@ import struct
 import sys
 
 from gtpo_mini.sandbox import seccomp
-from gtpo_mini.sandbox.syscalls import AUDIT_ARCH
+from gtpo_mini.sandbox.seccomp import AUDIT_ARCH
 
 USER = 54321  #: a user id that nobody has
 MS_BIND, MS_REC, MS_PRIVATE, CLONE_NEWNS, NO_NEW_PRIVS = 4096, 16384, 1 << 18, 0x20000, 38

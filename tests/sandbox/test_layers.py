@@ -12,7 +12,7 @@ import pytest
 
 import gtpo_mini
 from gtpo_mini.sandbox import Sandbox, SandboxUnavailable, seccomp
-from gtpo_mini.sandbox.syscalls import ALLOW, AUDIT_ARCH, JUDGE, REFUSE
+from gtpo_mini.sandbox.seccomp import ALLOW, AUDIT_ARCH, JUDGE, REFUSE
 
 ALLOWED, KILLED = 0x7FFF0000, 0x80000000
 PID = 4711
