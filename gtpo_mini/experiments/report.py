@@ -174,9 +174,11 @@ def study_sentence(study: Mapping[str, Sequence[RecordedRun]]) -> str:
 
 def shown_readings(study: Mapping[str, Sequence[RecordedRun]]) -> str:
     """Which other sets to normalise over are shown to differ from GTPO's own (question (d)), or that none is."""
-    found = [one for one in asked(study, *QUESTIONS["d"]) if one.mean.p_holm < 0.05]
-    told = [f"`{one.mean.arm}` {points(one.mean.over_seeds)} ({one.start[1:]} % starts)" for one in found]
-    return ", ".join(told) or "none is shown to differ"
+    told: dict[str, list[str]] = {}  # by start
+    for one in asked(study, *QUESTIONS["d"]):
+        if one.mean.p_holm < 0.05:
+            told.setdefault(one.start[1:], []).append(f"`{one.mean.arm}` {points(one.mean.over_seeds)}")
+    return "; ".join(f"from {start} % {', '.join(arms)}" for start, arms in told.items()) or "none is shown to differ"
 
 
 def in_starts(
