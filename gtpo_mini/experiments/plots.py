@@ -47,6 +47,8 @@ ARM_STYLE = {
     "+progress": ("#E69F00", "*", "+ progress (ours)"),
     "normalize_batch": ("#999933", "<", "GTPO, batch"),
     "normalize_centred": ("#882255", ">", "GTPO, centred batch (ours)"),
+    "normalize_turn": ("#EE8866", "1", "GTPO, turn"),
+    "normalize_first": ("#77AADD", "2", "GTPO, first"),
     "spare_hopeless": ("#332288", "X", "GTPO, hopeless groups spared (ours)"),
     "dr_grpo": ("#88CCEE", "d", "Dr. GRPO"),
     "mt_grpo": ("#44AA99", "p", "MT-GRPO"),
