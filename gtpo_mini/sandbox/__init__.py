@@ -9,7 +9,7 @@ over pipes that only trainer and child hold; what the trainer believes is what i
     link.py    the trainer's way to a server        warm.py     what it imports and uses ahead
     child.py   one child: a turn and its limits     confine.py  the cage, layer by layer (landlock.py, seccomp.py)
     canary.py  measures what is refused             harness.py  inside the child: run a turn, tell the error
-    sums.py    sums, names and prints of them: parsed and computed in the trainer, where nothing is executed
+    sums.py    sums, names and prints of them: read and computed in the trainer, where nothing is executed
 
 Covered, each with tests (``tests/sandbox``):
 

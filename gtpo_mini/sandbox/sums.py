@@ -1,12 +1,12 @@
 """Sums without a process: what a policy that calculates mostly writes needs none to be safe, for nothing is executed.
 
-A snippet that is sums, names for them, and prints of them is parsed, and its tree is walked here. Whatever holds
-anything else, or goes wrong as it is computed, is left to a child, which runs it from its beginning.
+A snippet that is sums, names for them, and prints of them is read and computed here. Whatever holds anything else, or
+goes wrong as it is computed, is left to a child, which runs it from its beginning.
 """
 
 from __future__ import annotations
 
-import ast
+import keyword
 import operator
 import re
 import time
@@ -18,12 +18,11 @@ Names = dict[str, int | float]  #: the variables of a session
 
 # Short, without texts, brackets, blocks or comments; and no digit before a letter, which may warn.
 _PLAIN = re.compile(r"(?!.*\d[a-z_])[\w \n+\-*/%().,=]{1,500}", re.ASCII | re.DOTALL | re.IGNORECASE)
+_TOKEN = re.compile(r" *(\d+\.?\d*|\.\d+|[A-Za-z_]\w*|//|[-+*/%(),=])", re.ASCII)
+_MAY_WARN = re.compile(r"[\d.)]\s*\(|\b(?:is|assert)\b")  # as it is compiled
 _BITS, _OUTPUT = 1024, 1000  # of an integer, and characters of output: more is a child's to bear
-_OPERATORS = {
-    **{ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul},
-    **{ast.Div: operator.truediv, ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod},
-    **{ast.UAdd: operator.pos, ast.USub: operator.neg},
-}
+_SUMS = {"+": operator.add, "-": operator.sub}
+_PRODUCTS = {"*": operator.mul, "/": operator.truediv, "//": operator.floordiv, "%": operator.mod}
 
 
 def evaluate(code: str, number: int, names: Names) -> tuple[ExecutionResult, Names] | None:
@@ -38,41 +37,123 @@ def evaluate(code: str, number: int, names: Names) -> tuple[ExecutionResult, Nam
     start = time.monotonic()
     if not _PLAIN.fullmatch(code):
         return None
-    output, error, names = "", "", dict(names)
+    output, error, after = "", "", dict(names)
     try:
-        for statement in ast.parse(code, turn_name(number)).body:
-            match statement:
-                case ast.Assign(targets=[ast.Name(id=name)], value=value) if name != "print" and name[0] != "_":
-                    names[name] = _value(value, names)
-                case ast.Expr(value=ast.Call(func=ast.Name(id="print"), args=values, keywords=[])):
-                    output += " ".join(str(_value(value, names)) for value in values) + "\n"
-                case ast.Expr(value=value):
-                    _value(value, names)
-                case _:
-                    return None
-    except SyntaxError as problem:
-        problem.__context__ = None  # what the trainer is handling just now is not the snippet's
-        error = error_text(problem.with_traceback(None), [])
-    except (ArithmeticError, LookupError, ValueError, RecursionError, MemoryError):
+        for line in code.split("\n"):
+            output += _Line(line, after).run()
+    except _NoSum:
+        if not (error := _syntax_error(code, number)):
+            return None
+        output, after = "", names
+    except (ArithmeticError, LookupError, ValueError, RecursionError):
         return None
     if len(output) > _OUTPUT:
         return None
     spent = time.monotonic() - start
-    return ExecutionResult(not error, output, error=error, cpu_seconds=spent, wall_seconds=spent), names
+    return ExecutionResult(not error, output, error=error, cpu_seconds=spent, wall_seconds=spent), after
 
 
-def _value(node: ast.expr, names: Names) -> int | float:
-    match node:
-        case ast.Constant(value=value):
-            found = value
-        case ast.Name(id=name):
-            found = names[name]
-        case ast.UnaryOp(op=op, operand=value):
-            found = _OPERATORS[type(op)](_value(value, names))
-        case ast.BinOp(op=op, left=left, right=right):
-            found = _OPERATORS[type(op)](_value(left, names), _value(right, names))
-        case _:
-            raise LookupError("no sum")
-    if type(found) is float or (type(found) is int and found.bit_length() <= _BITS):
-        return found
-    raise ValueError("no number, or too large a one")
+class _NoSum(Exception):
+    """A line is no sum, or none of Python."""
+
+
+class _Line:
+    """One line as its tokens, computed as it is read: by recursive descent, not by `ast`, whose parser counts its depth
+    for all threads together and may raise in any of them (Python 3.11).
+    """
+
+    def __init__(self, line: str, names: Names) -> None:
+        self.names, self.tokens, end = names, [""], len(line.rstrip())  # the last first; "" ends them
+        place, found = 0, []
+        while place < end:
+            if (match := _TOKEN.match(line, place)) is None:
+                raise _NoSum
+            found.append(match[1])
+            place = match.end()
+        if found and line[0] == " ":
+            raise _NoSum
+        self.tokens += reversed(found)
+
+    def take(self, *wanted: str) -> str:
+        """The next token if it is one of these, else nothing."""
+        return self.tokens.pop() if self.tokens[-1] in wanted and self.tokens[-1] else ""
+
+    def run(self) -> str:
+        """What the line prints; what it assigns goes into the names."""
+        if not self.tokens[-1]:
+            return ""
+        first, second = self.tokens[-1], self.tokens[-2]
+        if first == "print" and second == "(":
+            del self.tokens[-2:]
+            printed = []
+            while not self.take(")"):
+                printed.append(str(self.sum()))
+                if not self.take(",") and self.tokens[-1] != ")":
+                    raise _NoSum
+            self.end()
+            return " ".join(printed) + "\n"
+        if second == "=" and first.isidentifier() and not keyword.iskeyword(first):
+            if first == "print" or first[0] == "_":
+                raise LookupError(first)
+            del self.tokens[-2:]
+            value = self.sum()
+            self.end()
+            self.names[first] = value
+        else:
+            self.sum()
+            self.end()
+        return ""
+
+    def end(self) -> None:
+        if self.tokens[-1]:
+            raise _NoSum
+
+    def sum(self) -> int | float:
+        value = self.product()
+        while symbol := self.take(*_SUMS):
+            value = _number(_SUMS[symbol](value, self.product()))
+        return value
+
+    def product(self) -> int | float:
+        value = self.factor()
+        while symbol := self.take(*_PRODUCTS):
+            value = _number(_PRODUCTS[symbol](value, self.factor()))
+        return value
+
+    def factor(self) -> int | float:
+        if symbol := self.take(*_SUMS):
+            return _number(-self.factor() if symbol == "-" else +self.factor())
+        if self.take("("):
+            value = self.sum()
+            if not self.take(")"):
+                raise _NoSum
+            return value
+        token = self.tokens[-1]
+        if token.isidentifier() and not keyword.iskeyword(token):
+            return self.names[self.tokens.pop()]
+        if not token[:1].isdigit() and token[:1] != ".":
+            raise _NoSum
+        if token.isdigit() and token[0] == "0" and token.strip("0"):
+            raise _NoSum  # a leading zero
+        self.tokens.pop()
+        return _number(int(token) if token.isdigit() else float(token))
+
+
+def _number(found: int | float) -> int | float:
+    if type(found) is int and found.bit_length() > _BITS:
+        raise ValueError("too large a number")
+    return found
+
+
+def _syntax_error(code: str, number: int) -> str:
+    """What the model is told of code that is none; the empty string where it may be some."""
+    if _MAY_WARN.search(code):
+        return ""
+    try:
+        compile(code, turn_name(number), "exec", dont_inherit=True)
+    except SyntaxError as problem:
+        problem.__context__ = None  # what the trainer is handling just now is not the snippet's
+        return error_text(problem.with_traceback(None), [])
+    except (ValueError, RecursionError, MemoryError, OverflowError):
+        return ""
+    return ""

@@ -1,5 +1,6 @@
 """Sums that no child runs: what they give is what a child gives, and nothing else is taken for a sum."""
 
+import ast
 import random
 import threading
 
@@ -50,7 +51,7 @@ def test_a_session_of_sums_gives_what_a_child_gives(box):
                 without, turns = without + (session._child is None), turns + 1
             names = "print([globals().get(name) for name in ('x', 'y', 'total', 'x1', '_z')])"
             assert session.run(names) == other.run(names) and session._child is not None
-    assert 0.2 < without / turns < 0.8, "both ways must be tried"
+    assert 0.1 < without / turns < 0.9, "both ways must be tried"
 
 
 def test_a_sum_that_cannot_be_read_is_told_as_a_child_tells_it(box):
@@ -80,6 +81,28 @@ def test_a_sum_that_cannot_be_read_is_told_as_a_child_tells_it(box):
 def test_all_else_is_a_childs(code):
     names = {"z": 1}
     assert evaluate(code, 1, names) is None and names == {"z": 1}
+
+
+def test_syntax_trees_made_meanwhile_are_safe(box):
+    """`ast.parse` counts its depth for all threads together, and may raise in any (Python 3.11): sums keep off it."""
+    left = threading.Event()
+
+    def work() -> None:
+        while not left.is_set():
+            with box.session() as session:
+                session.run("x = 1 + 2 * 3")
+                session.run("print((x + 4) * 5")
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(3000):
+            ast.parse("print(((1 + 2) * 3 - 4) * (5 + x))")
+    finally:
+        left.set()
+        for thread in threads:
+            thread.join()
 
 
 def test_no_hostile_snippet_is_a_sum():
