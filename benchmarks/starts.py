@@ -21,7 +21,11 @@ from gtpo_mini.tasks.starts import REGIMES
 from gtpo_mini.train.metrics import run_header
 
 RECORD = Path(__file__).parent / "results" / "starts.json"
-NAMES = ("noisy", *(f"{family}_{share}" for family in ("branching", "programs", "facts") for share in (5, 20, 50)))
+NAMES = (
+    "noisy",
+    *(f"{family}_{share}" for family in ("branching", "programs", "facts") for share in (5, 20, 50)),
+    *("rare_clean", "programs_rare_clean", "facts_rare_clean", "wasted", "near_misses"),
+)
 
 
 def measure(name: str, problems: int, sandbox: Sandbox) -> dict:
