@@ -41,13 +41,16 @@ _PLANNED = 10  # seeds of the study, by docs/protocol.md
 LADDER = ("grpo", "grpo_accuracy", "+turn_rewards", "+returns", "gtpo")
 _LESS_HOPELESS = ("normalize_batch", "normalize_centred", "spare_hopeless")
 _READINGS = ("normalize_batch", "normalize_centred", "normalize_turn", "normalize_first")
+_PARTS = [("+turn_rewards", "grpo_accuracy"), ("gtpo", "grpo"), ("+returns", "+turn_rewards"), ("gtpo", "+returns")]
 #: Questions of docs/protocol.md, as `asked` takes them: which arm minus which other, and in which starts.
 QUESTIONS: dict[str, tuple[Any, ...]] = {
     "c": ([(new, old) for old, new in pairwise(LADDER)], "_20"),  # each step of the ladder
     "d": ([(arm, "gtpo") for arm in _READINGS], "_20", "_5"),  # the set that is normalised over
     "f": (list(product(_LESS_HOPELESS, ("gtpo", "grpo"))), "_5"),  # is it groups with nothing right?
     "g": (list(product(LATER, ("gtpo", "grpo"))), "_20"),  # estimators of other papers
+    "i": (_PARTS, "rare_clean", "wasted", "near_misses"),  # each part of GTPO where it claims to help
 }
+STUDIES = ("study", "parts")  # folders of runs: the nine regimes, and where one part of GTPO claims to help
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = ROOT / "data" / "runs"
 BEGIN, END = "<!-- made by: gtpo-mini report -->", "<!-- end of what is made -->"
@@ -74,9 +77,9 @@ def _cells(d: Difference) -> tuple[str, str, str]:
     return points(d.over_seeds), "" if math.isnan(d.detectable) else f"{100 * d.detectable:.1f}", f"{d.p_holm:.2g}"
 
 
-def load_study(folder: Path = RUNS) -> dict[str, list[RecordedRun]]:
-    """The recorded runs to the plateau (docs/protocol.md) by regime, in the order of `REGIMES`."""
-    paths = {name: folder / "study" / f"{name}.jsonl.xz" for name in REGIMES}
+def load_study(folder: Path = RUNS, which: str = "study") -> dict[str, list[RecordedRun]]:
+    """The recorded runs to the plateau of one of `STUDIES` (docs/protocol.md) by regime, in the order of `REGIMES`."""
+    paths = {name: folder / which / f"{name}.jsonl.xz" for name in REGIMES}
     return {name: load_runs(path) for name, path in paths.items() if path.exists()}
 
 

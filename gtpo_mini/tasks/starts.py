@@ -128,7 +128,7 @@ REGIMES: dict[str, Regime] = {
     "facts_5": Regime("wrong ideas of all properties", _facts(tuple(facts.PROPERTIES), 0.62), **_IN_FACTS),
     "facts_20": Regime("the shipped policy of this family", None, **_IN_FACTS),
     "facts_50": Regime("a wrong idea of one property", _facts(("boss",), 0.7), **_IN_FACTS),
-    # Where an innovation of GTPO claims to help, beside "rare_clean"; no arm has been trained there yet.
+    # Where an innovation of GTPO claims to help, beside "rare_clean": question (i) of docs/protocol.md.
     "programs_rare_clean": Regime(
         "the first program rarely runs, and is written again",
         replace(_programs(programs.KINDS[:10], 0.75), broken=0.9),
