@@ -37,7 +37,6 @@ from .compare import (
 )
 from .stats import Interval, Pooled, random_effects
 
-_PLANNED = 10  # seeds of the study, by docs/protocol.md
 LADDER = ("grpo", "grpo_accuracy", "+turn_rewards", "+returns", "gtpo")
 _LESS_HOPELESS = ("normalize_batch", "normalize_centred", "spare_hopeless")
 _READINGS = ("normalize_batch", "normalize_centred", "normalize_turn", "normalize_first")
@@ -141,8 +140,7 @@ def headline(study: Mapping[str, Sequence[RecordedRun]]) -> str:
     found = over_regimes(study)
     over = pooled(found).over_studies
     what = "loses to" if over.high < 0 else "gains on" if over.low > 0 else "shows no gain on"
-    counts = [d.seeds for d in found.values()]
-    seeds = f"{span(counts)} paired seeds in each" + f", of {_PLANNED} planned" * (min(counts) < _PLANNED)
+    seeds = f"{span(d.seeds for d in found.values())} paired seeds in each"
     said = ", ".join(f"{word} in {len(names)}" for word, names in by_verdict(found).items())
     text = (
         f"**GTPO {what} GRPO here: {points(over)} points of area under the learning curve, pooled over {len(found)} "
@@ -223,18 +221,21 @@ def asked(study: Mapping[str, Sequence[RecordedRun]], pairs: Sequence[tuple[str,
     return [one._replace(mean=mean) for one, mean in zip(found, means, strict=True)]
 
 
-def asked_tables(found: Sequence[Asked]) -> str:
-    """Markdown: what `asked` found, a table a start."""
+def asked_tables(found: Sequence[Asked], meters: Mapping[str, Mapping[str, Any]] | None = None) -> str:
+    """Markdown: what `asked` found, a table a start; with ``meters`` also by how much an arm's praise lies nearer."""
     tables = []
     for start in dict.fromkeys(one.start for one in found):
         rows, mine = [], [one for one in found if one.start == start]
+        *each, over = [*mine[0].by_regime, "mean of them"] if len(mine[0].by_regime) > 1 else mine[0].by_regime
         for one in mine:
-            gains, blind = [points(d.over_seeds) for d in one.by_regime.values()], f"{100 * one.blind:.0f}"
-            rows.append([f"`{one.mean.arm}`", blind, f"`{one.mean.base}`", one.mean.seeds, *gains, *_cells(one.mean)])
-        columns = (
-            f"arm | early credit from groups with nothing right, % | minus | seeds | {' | '.join(mine[0].by_regime)}"
-        )
-        tables.append(markdown_table(f"{columns} | mean of them | detectable | p (Holm)", rows))
+            arm, base = one.mean.arm, one.mean.base
+            gains, blind = [points(one.by_regime[name].over_seeds) for name in each], f"{100 * one.blind:.0f}"
+            read = [f"{mean(nearer({n: meters[n] for n in one.by_regime}, [arm], base)[arm]):+.2f}"] if meters else []
+            rows.append([f"`{arm}`", blind, f"`{base}`", *read, one.mean.seeds, *gains, *_cells(one.mean)])
+        columns = ["arm | early credit from groups with nothing right, % | minus"]
+        columns += ["meter, minus the base's"] if meters else []
+        columns += ["seeds", *each, over]
+        tables.append(markdown_table(f"{' | '.join(columns)} | detectable | p (Holm)", rows))
     return "\n\n".join(tables)
 
 
@@ -379,7 +380,7 @@ def prediction_sentence(study: Mapping[str, Sequence[RecordedRun]], folder: Path
 def results_text(folder: Path = RUNS) -> str:
     """``docs/results.md``, from the recorded runs alone; its template calls the functions of this module."""
     template = (ROOT / "gtpo_mini" / "assets" / "results.md").read_text(encoding="utf-8")
-    runs = {"study": load_study(folder), "folder": folder}
+    runs = {"study": load_study(folder), "parts": load_study(folder, "parts"), "folder": folder}
     return Template(template, undefined=StrictUndefined, keep_trailing_newline=True).render(globals() | runs)
 
 
