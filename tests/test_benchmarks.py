@@ -51,9 +51,12 @@ def test_the_starts_are_what_the_page_says_and_leave_something_to_learn():
     ranges = {"5": (0.02, 0.10), "20": (0.14, 0.28), "50": (0.40, 0.62)}
     for name, found in record.items():
         sampled, greedy = (found[kind]["accuracy"] for kind in ("sampled", "greedy"))
-        if name != "noisy":
-            low, high = ranges[name.rpartition("_")[2]]
+        if (share := name.rpartition("_")[2]) in ranges:
+            low, high = ranges[share]
             assert low <= sampled <= high and greedy <= sampled + 0.15, (name, sampled, greedy)
+    for name in ("rare_clean", "programs_rare_clean", "facts_rare_clean"):
+        assert record[name]["sampled"]["invalid_calls"] > 0.4 and record[name]["sampled"]["accuracy"] > 0.3, name
+    assert record["wasted"]["sampled"]["calls"] > 4 and record["near_misses"]["sampled"]["accuracy"] < 0.14
 
 
 @pytest.mark.parametrize("name", ["gpu_pack", "scaling"])

@@ -288,6 +288,36 @@ def test_what_is_asked_together_is_corrected_together(study):
     assert [one.mean.p_holm for one in found] == pytest.approx([min(1, 4 * found[0].mean.p)] * 4)
     tables = report.asked_tables(found).split("\n\n")
     assert [table.count("\n") for table in tables] == [3, 3] and "| behind_5 | even_5 | mean of them |" in tables[1]
+    meters = {name: {"credits": {"gtpo": {"correlation": [0.5]}, "grpo": {"correlation": [0.25]}}} for name in both}
+    alone = report.asked_tables(report.asked(both, pairs, "even_20"), meters).splitlines()
+    assert "| meter, minus the base's | seeds | even_20 | detectable |" in alone[0] and "| +0.25 |" in alone[2]
+
+
+def test_packing_takes_whole_seeds_of_one_cpu_model(tmp_path, capsys):
+    pack = runpy.run_path(str(report.ROOT / "benchmarks" / "pack_study.py"))["main"]
+
+    def make(regime: str, arm: str, seed: int, device: str) -> None:
+        run = make_run(arm, seed, [1.0, 0.0])
+        run = replace(run, header={**run.header, "kind": "header", "task": "t", "device": device})
+        path = tmp_path / "made" / regime / f"{arm}-seed{seed}" / "metrics.jsonl"
+        path.parent.mkdir(parents=True)
+        lines = [run.header, {"kind": "step", **run.steps[0]}, {"kind": "footer", **run.footer}]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    for regime in ("a", "b"):
+        make(regime, "grpo", 0, "cpu (one)")
+    make("a", "grpo", 1, "cpu (one)")
+    pack(tmp_path / "made", tmp_path / "kept")
+    found = {path.name: report.load_runs(path) for path in (tmp_path / "kept").iterdir()}
+    assert {name: [(run.arm, run.seed) for run in runs] for name, runs in found.items()} == {
+        "a.jsonl.xz": [("grpo", 0)],
+        "b.jsonl.xz": [("grpo", 0)],
+    }
+    assert "1 wait for other regimes" in capsys.readouterr().out
+    for regime in ("a", "b"):
+        make(regime, "gtpo", 0, "cpu (two)")
+    with pytest.raises(ValueError, match=r"a, seed 0: its runs were made on different CPU models: .*two"):
+        pack(tmp_path / "made", tmp_path / "kept")
 
 
 def test_right_and_supported_by_hand():
