@@ -67,7 +67,8 @@ def estimators() -> list[str]:
 def whole_and_steps() -> list[str]:
     study = report.load_study()
     whole = over_starts([*report.in_starts(study, "_20").values()], "gtpo", "grpo")[-1]
-    return [points(d.over_seeds) for d in (whole, *(d for d in ladder_steps() if d.p_holm < 0.05))]
+    claimed = [one.mean for one in report.asked(report.load_study(which="parts"), *report.QUESTIONS["i"])]
+    return [points(d.over_seeds) for d in (whole, *(d for d in (*ladder_steps(), *claimed) if d.p_holm < 0.05))]
 
 
 SAID = {
