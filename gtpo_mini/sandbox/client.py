@@ -88,12 +88,17 @@ class Session:
         self._replay()
 
     def _replay(self) -> None:
-        self._begin_anew()
-        for number, code in self._turns:
-            self._child.turn(code, number, self._limits)
-            if not self._child.usable:  # it does not end as it did before: start empty rather than half
-                self._turns.clear()
-                return self._begin_anew()
+        try:
+            self._begin_anew()
+            for number, code in self._turns:
+                self._child.turn(code, number, self._limits)
+                if not self._child.usable:  # it does not end as it did before: start empty rather than half
+                    self._turns.clear()
+                    return self._begin_anew()
+        except BaseException:  # interrupted with half of the turns: the next one begins anew
+            if self._child is not None:
+                self._child.usable = False
+            raise
 
     def _begin_anew(self) -> None:
         if self._child is not None:

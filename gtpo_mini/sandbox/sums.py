@@ -16,11 +16,12 @@ from gtpo_mini.types import ExecutionResult
 
 Names = dict[str, int | float]  #: the variables of a session
 
-# Short, without texts, brackets, blocks or comments; and no digit before a letter, which may warn.
-_PLAIN = re.compile(r"(?!.*\d[a-z_])[\w \n+\-*/%().,=]{1,500}", re.ASCII | re.DOTALL | re.IGNORECASE)
+# Without texts, lists, blocks or comments; and no digit before a letter, which may warn.
+_PLAIN = re.compile(r"(?!.*\d[a-z_])[\w \n+\-*/%().,=]+", re.ASCII | re.DOTALL | re.IGNORECASE)
 _TOKEN = re.compile(r" *(\d+\.?\d*|\.\d+|[A-Za-z_]\w*|//|[-+*/%(),=])", re.ASCII)
-_MAY_WARN = re.compile(r"[\d.)]\s*\(|\b(?:is|assert)\b")  # as it is compiled
-_BITS, _OUTPUT = 1024, 1000  # of an integer, and characters of output: more is a child's to bear
+_MAY_WARN = re.compile(r"[\d.)]\s*\(|\d\.[A-Za-z_]|\b(?:is|assert|True|False|None)\b")  # as it is compiled
+# Characters, brackets (the compiler refuses 200 open ones), bits of an integer, output: more is a child's to bear.
+_LENGTH, _NESTED, _BITS, _OUTPUT = 500, 60, 1024, 1000
 _SUMS = {"+": operator.add, "-": operator.sub}
 _PRODUCTS = {"*": operator.mul, "/": operator.truediv, "//": operator.floordiv, "%": operator.mod}
 
@@ -35,7 +36,7 @@ def evaluate(code: str, number: int, names: Names) -> tuple[ExecutionResult, Nam
     True
     """
     start = time.monotonic()
-    if not _PLAIN.fullmatch(code):
+    if len(code) > _LENGTH or code.count("(") > _NESTED or not _PLAIN.fullmatch(code):
         return None
     output, error, after = "", "", dict(names)
     try:
@@ -150,10 +151,12 @@ def _syntax_error(code: str, number: int) -> str:
     if _MAY_WARN.search(code):
         return ""
     try:
-        compile(code, turn_name(number), "exec", dont_inherit=True)
+        # No file can have this name: the compiler looks for one to quote a line from it.
+        compile(code, f"/dev/null/{turn_name(number)}", "exec", dont_inherit=True)
     except SyntaxError as problem:
-        problem.__context__ = None  # what the trainer is handling just now is not the snippet's
-        return error_text(problem.with_traceback(None), [])
+        problem.filename, problem.__context__ = turn_name(number), None  # what the trainer is handling is not its own
+        text = error_text(problem.with_traceback(None), [])
+        return text if 'File "' in text else ""  # shortened where the trainer's stack is nearly full
     except (ValueError, RecursionError, MemoryError, OverflowError):
         return ""
     return ""

@@ -96,7 +96,8 @@ def test_no_hostile_snippet_is_a_sum():
 
 
 def test_long_chains_and_deep_stacks_end_in_a_number_or_a_child(box):
-    for code in ("print(" + "-" * 480 + "1)", "print(" + "1+" * 240 + "1)", "print(" + "(" * 90 + "1" + ")" * 90 + ")"):
+    nests = ["print(" + "(" * depth + "1" + ")" * depth + ")" for depth in (50, 90, 199, 200, 240)]
+    for code in ("print(" + "-" * 480 + "1)", "print(" + "1+" * 240 + "1)", *nests):
         with box.session() as session, box.session() as other:
             other._names = None
             assert session.run(code) == other.run(code) and session.run("print(2)").stdout == "2\n"
@@ -105,6 +106,29 @@ def test_long_chains_and_deep_stacks_end_in_a_number_or_a_child(box):
         return deep(n - 1) if n else box.run("print(" + "1+" * 240 + "1)").stdout
 
     assert deep(700) == "241\n"
+
+
+def test_what_warns_as_it_is_compiled_is_compiled_by_a_child(box, recwarn):
+    for code in (
+        "True(1)\nbreak",
+        "None (1)\nreturn",
+        "1.or 2\nbreak",
+        "print(1.in 2",
+        "print(1.or 2)",
+        "x = 5.if 1 else 2",
+    ):
+        with box.session() as session, box.session() as other:
+            other._names = None
+            assert session.run(code) == other.run(code), code
+    assert not [one for one in recwarn if issubclass(one.category, SyntaxWarning)]
+
+
+def test_an_error_quotes_no_file_of_the_trainer(box, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("<turn 1>", "<snippet>"):
+        (tmp_path / name).write_text("a_secret\n")
+    for found in (box.run("return 1"), box.session().run("return 1")):
+        assert "'return' outside function" in found.error and "a_secret" not in found.error
 
 
 def test_an_interrupt_among_sums_leaves_the_rest_to_a_child(box, monkeypatch):
@@ -117,6 +141,18 @@ def test_an_interrupt_among_sums_leaves_the_rest_to_a_child(box, monkeypatch):
             with pytest.raises(KeyboardInterrupt):
                 session.run("x = 7")
         assert session.run("print(x)").stdout == "6\n" and session._child is not None
+
+
+def test_an_interrupt_among_the_turns_that_run_again_loses_none(box, monkeypatch):
+    from gtpo_mini.sandbox.child import Child
+
+    with box.session() as session:
+        assert session.run("x = 1").ok and session.run("y = 2").ok
+        with monkeypatch.context() as patched:
+            patched.setattr(Child, "turn", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                session.run("print(str(x))")
+        assert session.run("print(x, y)").stdout == "1 2\n"
 
 
 def test_sums_of_many_threads_and_a_closed_session(box):
