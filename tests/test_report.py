@@ -199,7 +199,7 @@ def test_a_regime_says_reproduced_the_opposite_or_neither(study):
     assert over.over_studies.low < 0 < over.over_studies.high and over.sd > 0.05 and over.p_same < 1e-6
     short, sentence = report.headline(study), report.study_sentence(study)
     assert short.startswith("**GTPO shows no gain on GRPO here: ") and "pooled over 3 regimes** (5 paired" in short
-    assert "of 10 planned). Of the claimed +3: reproduced in 1, the opposite in 1, not reproduced in 1." in short
+    assert " in each). Of the claimed +3: reproduced in 1, the opposite in 1, not reproduced in 1." in short
     assert "By regime: reproduced in `ahead` (+8.4 [" in sentence and "); the opposite in `behind` (-" in sentence
     assert "are excluded in 1." in sentence and "5 % right" not in short and "spare_hopeless" not in sentence
     blind = [

@@ -154,7 +154,8 @@ def _syntax_error(code: str, number: int) -> str:
         # No file can have this name: the compiler looks for one to quote a line from it.
         compile(code, f"/dev/null/{turn_name(number)}", "exec", dont_inherit=True)
     except SyntaxError as problem:
-        problem.filename, problem.__context__ = turn_name(number), None  # what the trainer is handling is not its own
+        problem.filename = turn_name(number)
+        problem.__context__ = None  # what the trainer is handling just now is not the snippet's
         text = error_text(problem.with_traceback(None), [])
         return text if 'File "' in text else ""  # shortened where the trainer's stack is nearly full
     except (ValueError, RecursionError, MemoryError, OverflowError):
