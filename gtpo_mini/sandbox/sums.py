@@ -16,10 +16,10 @@ from gtpo_mini.types import ExecutionResult
 
 Names = dict[str, int | float]  #: the variables of a session
 
-# Without texts, lists, blocks or comments; and no digit before a letter, which may warn.
-_PLAIN = re.compile(r"(?!.*\d[a-z_])[\w \n+\-*/%().,=]+", re.ASCII | re.DOTALL | re.IGNORECASE)
+# Without texts, lists, blocks or comments; and no number before a letter, which may warn.
+_PLAIN = re.compile(r"(?!.*\d\.?[a-z_])[\w \n+\-*/%().,=]+", re.ASCII | re.DOTALL | re.IGNORECASE)
 _TOKEN = re.compile(r" *(\d+\.?\d*|\.\d+|[A-Za-z_]\w*|//|[-+*/%(),=])", re.ASCII)
-_MAY_WARN = re.compile(r"[\d.)]\s*\(|\d\.[A-Za-z_]|\b(?:is|assert|True|False|None)\b")  # as it is compiled
+_MAY_WARN = re.compile(r"[\d.)]\s*\(|\b(?:is|assert|True|False|None)\b")  # as it is compiled
 # Characters, brackets (the compiler refuses 200 open ones), bits of an integer, output: more is a child's to bear.
 _LENGTH, _NESTED, _BITS, _OUTPUT = 500, 60, 1024, 1000
 _SUMS = {"+": operator.add, "-": operator.sub}
