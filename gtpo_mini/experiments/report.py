@@ -61,7 +61,7 @@ def markdown_table(columns: str, rows: Iterable[Sequence[object]]) -> str:
     return "\n".join([*lines, *(f"| {' | '.join(map(str, row))} |" for row in rows)])
 
 
-def _ends(runs: Sequence[RecordedRun], key: str = "rollout/calls") -> list[float]:
+def last_evaluation(runs: Sequence[RecordedRun], key: str = "rollout/calls") -> list[float]:
     """What the final evaluation saw of each run, sampled."""
     return [run.footer["sampled"]["behaviour"][key] for run in runs]
 
@@ -251,7 +251,8 @@ def supported_table(runs: Sequence[RecordedRun]) -> str:
     rows, both = [], corrected(found)
     for arm, mine in by_arm(runs).items():
         ends = [percent(accuracies(mine, arm).values()), percent([supported_share(run) for run in mine])]
-        calls, rests = f"{first_step(mine):.2f} to {mean(_ends(mine)):.2f}", 100 * mean(_ends(mine, "answer/supported"))
+        calls = f"{first_step(mine):.2f} to {mean(last_evaluation(mine)):.2f}"
+        rests = 100 * mean(last_evaluation(mine, "answer/supported"))
         gap = next((_cells(d) for d in both if d.arm == arm), [""] * 3)
         rows.append([f"`{arm}`", len(mine), calls, f"{rests:.0f}", *ends, *gap])
     columns = "arm | seeds | calls a rollout | answers with support, % | right, % | right and supported, %"
