@@ -107,7 +107,7 @@ REGIMES: dict[str, Regime] = {
     "guess": Regime("even or odd: half of all guesses are right", replace(_BASE, skip=0.15), _PARITY),
     "guess_broken": Regime("guesses pay, and most bad calls are broken", _BROKEN_GUESSES, _PARITY),
     "rare_clean": Regime(
-        "two calls in three are broken, and each is written again",
+        "more than half of all calls are broken, and each is written again",
         TraceNoise(bad_call=0.65, recover=1.0, invalid=1.0),
         changes={"max_turns": 9, "max_context": 448},
     ),
