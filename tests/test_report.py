@@ -377,12 +377,16 @@ def test_the_picture_of_the_method_holds_what_credit_gives():
 
 
 @pytest.mark.parametrize(
-    ("folder", "regime", "arm"),  # in starts that need no cold start first
+    ("folder", "regime", "arm"),  # the slow ones make their start first
     [
         ("study/facts_20.jsonl.xz", "facts_20", "gtpo"),
         ("rates", "programs_20", "grpo"),
         ("rates_ladder", "facts_20", "+returns"),
         ("rates_later", "programs_20", "gigpo"),
+        ("rates_cause", "programs_20", "normalize_centred"),
+        ("rates_readings", "facts_20", "normalize_turn"),
+        pytest.param("parts/facts_rare_clean.jsonl.xz", "facts_rare_clean", "gtpo", marks=pytest.mark.slow),
+        pytest.param("supported", "facts_guess", "gtpo_supported", marks=pytest.mark.slow),
     ],
 )
 def test_two_steps_of_a_recorded_run_are_made_again(folder, regime, arm, sandbox):
