@@ -395,9 +395,11 @@ def test_a_run_that_another_process_is_at_work_on_is_left_alone(processes, tmp_p
     finally:
         process.kill()
         process.join()
-    # Its lock went with it: what is in the way now is that the two runs differ.
+    # Its lock went with it, and no step was done: another run may have the folder, and from then on no third one.
+    trainer(tmp_path, replace(SMALL, steps=1, credit=Credit(gamma=1.0)), resume=True, sandbox=sandbox).train()
+    assert lines(tmp_path)[0]["config"]["credit"]["gamma"] == 1.0 and "resumed" not in lines(tmp_path)[0]
     with pytest.raises(ValueError, match="holds another run"):
-        trainer(tmp_path, replace(SMALL, credit=Credit(gamma=1.0)), resume=True, sandbox=sandbox).train()
+        trainer(tmp_path, resume=True, sandbox=sandbox).train()
 
 
 def test_memory_time_and_learning_rate_may_change_and_that_is_said(copy, sandbox):

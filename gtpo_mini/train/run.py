@@ -99,6 +99,8 @@ class Run:
         header, identity = json.loads(json.dumps([{"kind": "header", **header, "identity": identity}, identity]))
         self.checkpoints = Checkpoints(self.folder / "checkpoints", identity)
         lines, damaged = read_lines(self.record) if self.record.exists() else ([], [])
+        if len(lines) == 1 and not damaged and not any(self.checkpoints.folder.glob("step-*")):
+            lines = []  # it failed in its first step: nothing that other settings would spoil
         first = lines[0] if lines else header
         if other := difference(identity, first.get("identity")):
             fix = "use the settings it was begun with, or another output folder"
