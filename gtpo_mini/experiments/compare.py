@@ -89,6 +89,15 @@ def plateau(run: RecordedRun) -> float:
     return mean(run.series("reward/outcome")[-_PLATEAU:])
 
 
+def curve_ends(runs: Sequence[RecordedRun], steps: int = 10) -> dict[str, tuple[float, float, float]]:
+    """Each arm's mean accuracy in its first steps, in its last ones, and in all, in percent; means of its seeds."""
+    parts = (slice(steps), slice(-steps, None), slice(None))
+    return {
+        arm: tuple(100 * mean([mean(run.series("reward/outcome")[part]) for run in mine]) for part in parts)
+        for arm, mine in by_arm(runs).items()
+    }
+
+
 def still_rising(runs: Sequence[RecordedRun]) -> bool:
     """Whether the last 20 steps lie 3 points or more above the 20 steps that were 40 earlier, over all runs."""
     before = [mean(run.series("reward/outcome")[-3 * _PLATEAU : -2 * _PLATEAU]) for run in runs]

@@ -26,6 +26,7 @@ from .compare import (
     by_arm,
     collapsed,
     corrected,
+    curve_ends,
     differences,
     over_starts,
     percent,
@@ -48,6 +49,7 @@ QUESTIONS: dict[str, tuple[Any, ...]] = {
     "f": (list(product(_LESS_HOPELESS, ("gtpo", "grpo"))), "_5"),  # is it groups with nothing right?
     "g": (list(product(LATER, ("gtpo", "grpo"))), "_20"),  # estimators of other papers
     "i": (_PARTS, "rare_clean", "wasted", "near_misses"),  # each part of GTPO where it claims to help
+    "j": ([("gtpo", "grpo"), ("normalize_centred", "grpo"), ("normalize_centred", "gtpo")], "smollm2"),  # a real model
 }
 STUDIES = ("study", "parts")  # folders of runs: the nine regimes, and where one part of GTPO claims to help
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,8 +91,8 @@ def over_regimes(
     base: str = "grpo",
 ) -> dict[str, Difference]:
     """An arm minus another in every regime of the study, p-values corrected over the regimes."""
-    found = [differences(runs, [arm], base, kind)[0] for runs in study.values()]
-    return dict(zip(study, corrected(found), strict=True))
+    gaps = [differences(runs, [arm], base, kind)[0] for runs in study.values()]
+    return dict(zip(study, corrected(gaps), strict=True))
 
 
 def study_verdict(d: Difference, claim: float = 0.03) -> str:
@@ -165,8 +167,7 @@ def study_sentence(study: Mapping[str, Sequence[RecordedRun]]) -> str:
     small, spread = sum(d.p_within(0.02) < 0.05 for d in found.values()), 100 * pooled(found).sd
     text = f"By regime: {'; '.join(said)}. The standard deviation of their true effects is {spread:.1f}; "
     text += f"differences of 2 points are excluded in {small}."
-    spared = [one.mean for one in asked(study, *QUESTIONS["f"]) if one.mean.arm == "spare_hopeless"]
-    if spared:
+    if spared := [one.mean for one in asked(study, *QUESTIONS["f"]) if one.mean.arm == "spare_hopeless"]:
         over, against = (points(d.over_seeds) for d in spared)
         text += f" Without penalties in groups with nothing right (`--arm spare_hopeless`, {spared[0].seeds} seeds, "
         text += f"the starts of 5 % alone): {over} over GTPO, {against} against GRPO."
@@ -233,8 +234,7 @@ def asked_tables(found: Sequence[Asked], meters: Mapping[str, Mapping[str, Any]]
             read = [f"{mean(nearer({n: meters[n] for n in one.by_regime}, [arm], base)[arm]):+.2f}"] if meters else []
             rows.append([f"`{arm}`", blind, f"`{base}`", *read, one.mean.seeds, *gains, *_cells(one.mean)])
         columns = ["arm | early credit from groups with nothing right, % | minus"]
-        columns += ["meter, minus the base's"] if meters else []
-        columns += ["seeds", *each, over]
+        columns += [*["meter, minus the base's"] * bool(meters), "seeds", *each, over]
         tables.append(markdown_table(f"{' | '.join(columns)} | detectable | p (Holm)", rows))
     return "\n\n".join(tables)
 
@@ -381,8 +381,9 @@ def prediction_sentence(study: Mapping[str, Sequence[RecordedRun]], folder: Path
 def results_text(folder: Path = RUNS) -> str:
     """``docs/results.md``, from the recorded runs alone; its template calls the functions of this module."""
     template = (ROOT / "gtpo_mini" / "assets" / "results.md").read_text(encoding="utf-8")
-    runs = {"study": load_study(folder), "parts": load_study(folder, "parts"), "folder": folder}
-    return Template(template, undefined=StrictUndefined, keep_trailing_newline=True).render(globals() | runs)
+    runs = {"study": load_study(folder), "parts": load_study(folder, "parts"), "real": load_runs(folder / "smollm2")}
+    known = globals() | runs | {"folder": folder, "curve_ends": curve_ends}
+    return Template(template, undefined=StrictUndefined, keep_trailing_newline=True).render(known)
 
 
 def write_report(root: Path = ROOT, folder: Path = RUNS) -> Path:
