@@ -103,6 +103,14 @@ def test_the_readme_says_what_paying_for_support_brought():
     assert paid_with_support() in page
 
 
+def test_the_readme_says_where_gtpo_gains_and_that_accuracy_alone_gains_as_much():
+    page, parts = (NOTEBOOKS.parent / "README.md").read_text(encoding="utf-8"), report.load_study(which="parts")
+    gain = next(one.mean for one in report.asked(parts, *report.QUESTIONS["i"]) if one.mean.base == "grpo")
+    assert gain.p_holm < 0.05 and f"GTPO gains {points(gain.over_seeds)} points on GRPO" in page
+    between = over_starts([*report.in_starts(parts, "rare_clean").values()], "gtpo", "grpo_accuracy")[-1]
+    assert between.p_within(0.02) < 0.05, "no longer as much"
+
+
 def test_the_readme_says_what_training_showed_of_the_estimators():
     page = " ".join((NOTEBOOKS.parent / "README.md").read_text(encoding="utf-8").split())
     assert ("six other estimators (none is shown to differ)" in page) == ("none is shown" in estimators()[0])
