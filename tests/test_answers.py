@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from notebook_rules import source
 
-from gtpo_mini.experiments import report
+from gtpo_mini.experiments import compare, report
 from gtpo_mini.experiments.compare import Difference, by_arm, differences, over_starts, points
 from gtpo_mini.train.metrics import mean
 
@@ -33,7 +33,7 @@ def step(arm: str) -> list[str]:
 def held_out() -> list[str]:
     """Of GTPO and GRPO in one regime, at the end; by seed, without the bootstrap over problems."""
     ends = report.load_study()["branching_20"]
-    return [points(differences(ends, ["gtpo"], kind=lambda run: run.footer["sampled"]["accuracy"])[0].over_seeds)]
+    return [points(differences(ends, ["gtpo"], kind=compare.held_out)[0].over_seeds)]
 
 
 def by_verdict() -> list[str]:

@@ -89,6 +89,11 @@ def plateau(run: RecordedRun) -> float:
     return mean(run.series("reward/outcome")[-_PLATEAU:])
 
 
+def held_out(run: RecordedRun) -> float:
+    """Accuracy of the last evaluation, on held-out problems, sampled."""
+    return run.footer["sampled"]["accuracy"]
+
+
 def curve_ends(runs: Sequence[RecordedRun], steps: int = 10) -> dict[str, tuple[float, float, float]]:
     """Each arm's mean accuracy in its first steps, in its last ones, and in all, in percent; means of its seeds."""
     parts = (slice(steps), slice(-steps, None), slice(None))

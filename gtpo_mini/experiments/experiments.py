@@ -32,7 +32,7 @@ from ..train.metrics import mean
 from ..train.record import RecordedRun, read_run
 from ..train.trainer import Trainer
 from .coldstart import regime_policy
-from .compare import area, by_arm, collapsed
+from .compare import area, by_arm, collapsed, held_out
 from .evaluate import evaluate
 from .stats import t_interval
 
@@ -259,7 +259,7 @@ def ends_table(runs: Sequence[RecordedRun]) -> str:
     lines = []
     for arm, mine in by_arm(runs).items():
         start = mean([run.steps[0]["reward/outcome"] for run in mine])
-        ends = [run.footer["sampled"]["accuracy"] for run in mine if "sampled" in run.footer]
+        ends = [held_out(run) for run in mine if "sampled" in run.footer]
         ends = ends or [run.steps[-1]["reward/outcome"] for run in mine]
         band = " [{:.3f}, {:.3f}]".format(*t_interval(ends, share=True)[1:]) if len(ends) > 1 else ""
         lines.append(f"{arm}: accuracy {start:.3f} at the start, {mean(ends):.3f}{band} at the end, {len(ends)} seeds")

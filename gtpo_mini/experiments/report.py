@@ -28,6 +28,7 @@ from .compare import (
     corrected,
     curve_ends,
     differences,
+    held_out,
     over_starts,
     percent,
     plateau,
@@ -52,6 +53,7 @@ QUESTIONS: dict[str, tuple[Any, ...]] = {
     "j": ([("gtpo", "grpo"), ("normalize_centred", "grpo"), ("normalize_centred", "gtpo")], "smollm2"),  # a real model
 }
 STUDIES = ("study", "parts")  # folders of runs: the nine regimes, and where one part of GTPO claims to help
+TOO_FEW = "Fewer than two seeds so far: nothing can be said of the arms' differences."  # where `asked` finds nothing
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = ROOT / "data" / "runs"
 BEGIN, END = "<!-- made by: gtpo-mini report -->", "<!-- end of what is made -->"
@@ -122,14 +124,14 @@ def pooled(found: Mapping[str, Difference]) -> Pooled:
 
 def study_table(study: Mapping[str, Sequence[RecordedRun]]) -> str:
     """Markdown: in every regime the area under both curves, and what GTPO adds to it, to the plateau and to speed."""
-    rows, ends = [], over_regimes(study, _held_out)
+    rows, ends = [], over_regimes(study, held_out)
     for name, d in over_regimes(study).items():
         grpo, gtpo = (by_arm(study[name])[arm] for arm in ("grpo", "gtpo"))
         level = 0.9 * mean([plateau(run) for run in grpo])
         areas = [f"{100 * mean([area(run) for run in runs]):.1f}" for runs in (grpo, gtpo)]
         steps = " / ".join(f"{mean([steps_to(run, level) for run in runs]):.0f}" for runs in (grpo, gtpo))
         levels = " / ".join(
-            f"{100 * mean([_held_out(run) for run in runs]):.1f}{' (still rising)' if still_rising(runs) else ''}"
+            f"{100 * mean([held_out(run) for run in runs]):.1f}{' (still rising)' if still_rising(runs) else ''}"
             for runs in (grpo, gtpo)
         )
         rows.append([name, d.seeds, *areas, *_cells(d), study_verdict(d), steps, levels, points(ends[name].over_seeds)])
@@ -234,7 +236,8 @@ def asked_tables(found: Sequence[Asked], meters: Mapping[str, Mapping[str, Any]]
             read = [f"{mean(nearer({n: meters[n] for n in one.by_regime}, [arm], base)[arm]):+.2f}"] if meters else []
             rows.append([f"`{arm}`", blind, f"`{base}`", *read, one.mean.seeds, *gains, *_cells(one.mean)])
         columns = ["arm | early credit from groups with nothing right, % | minus"]
-        columns += [*["meter, minus the base's"] * bool(meters), "seeds", *each, over]
+        columns += ["meter, minus the base's"] if meters else []
+        columns += ["seeds", *each, over]
         tables.append(markdown_table(f"{' | '.join(columns)} | detectable | p (Holm)", rows))
     return "\n\n".join(tables)
 
@@ -304,7 +307,7 @@ def observation_table(folder: Path = RUNS) -> str:
 
 def ladder_table(study: Mapping[str, Sequence[RecordedRun]]) -> str:
     """Markdown, for the README: from GRPO to GTPO, means over the three 20 % starts, as far as they have the arms."""
-    rows, starts, kinds = [], in_starts(study, "_20").values(), (area, _held_out)
+    rows, starts, kinds = [], in_starts(study, "_20").values(), (area, held_out)
     for arm in LADDER:
         found = [over_starts(starts, arm, "grpo", kind) for kind in kinds]
         if all(found):
@@ -313,10 +316,6 @@ def ladder_table(study: Mapping[str, Sequence[RecordedRun]]) -> str:
             rows.append([f"`{arm}`", found[0][-1].seeds, *(f"{100 * level:.1f}" for level in levels), gain])
     columns = "arm | seeds | area under the curve, % | held out at the end, % | area minus GRPO's, points"
     return markdown_table(columns, rows)
-
-
-def _held_out(run: RecordedRun) -> float:
-    return run.footer["sampled"]["accuracy"]
 
 
 def broken_runs(study: Mapping[str, Sequence[RecordedRun]]) -> list[str]:
