@@ -284,8 +284,15 @@ def test_what_is_asked_together_is_corrected_together(study):
     assert [(one.start, one.mean.arm) for one in found] == [("_20", "gtpo"), ("_20", "grpo")], "an arm lacks a regime"
     assert [one.mean.p_holm for one in found] == pytest.approx([min(1, 2 * one.mean.p) for one in found])
     assert [*found[0].by_regime] == ["ahead_20", "behind_20", "even_20"] and found[0].blind == pytest.approx(0.1)
+    other = {f"{name}_5": both[f"{name}_20"][:-2] for name in study} | {"ahead_20": both["behind_20"]}  # a seed less
+    lent = report.asked(both, pairs, "_20", "_5", elsewhere=other)
+    assert [(one.start, one.mean.seeds) for one in lent] == [("_20", 5)] * 2 + [("_5", 4)] * 2, "study's own come first"
+    assert [one.mean.over_seeds for one in lent[:2]] == [one.mean.over_seeds for one in found]
+    assert lent[0].mean.p_holm > found[0].mean.p_holm
     both["even_5"] = both["even_20"]
     found = report.asked(both, pairs, "_20", "_5")
+    again = report.asked(both, pairs, "_20", "_5", elsewhere=other)
+    assert [one.mean for one in again] == [one.mean for one in found]
     assert [one.mean.p_holm for one in found] == pytest.approx([min(1, 4 * found[0].mean.p)] * 4)
     tables = report.asked_tables(found).split("\n\n")
     assert [table.count("\n") for table in tables] == [3, 3] and "| behind_5 | even_5 | mean of them |" in tables[1]

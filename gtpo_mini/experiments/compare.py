@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import stdev
+from typing import NamedTuple
 
 from scipy.stats import binomtest, ttest_1samp
 from scipy.stats import t as student
@@ -22,6 +23,7 @@ from ..train.metrics import mean
 from ..train.record import RecordedRun, load_runs, read_run
 from .stats import Interval, holm, minimum_detectable_effect, paired_bootstrap, t_interval
 
+Study = Mapping[str, Sequence[RecordedRun]]  #: runs by regime
 _WINDOW = 10  # steps over which a curve is smoothed
 _PLATEAU = 20  # steps that are called the plateau: the last ones
 
@@ -92,15 +94,6 @@ def plateau(run: RecordedRun) -> float:
 def held_out(run: RecordedRun) -> float:
     """Accuracy of the last evaluation, on held-out problems, sampled."""
     return run.footer["sampled"]["accuracy"]
-
-
-def curve_ends(runs: Sequence[RecordedRun], steps: int = 10) -> dict[str, tuple[float, float, float]]:
-    """Each arm's mean accuracy in its first steps, in its last ones, and in all, in percent; means of its seeds."""
-    parts = (slice(steps), slice(-steps, None), slice(None))
-    return {
-        arm: tuple(100 * mean([mean(run.series("reward/outcome")[part]) for run in mine]) for part in parts)
-        for arm, mine in by_arm(runs).items()
-    }
 
 
 def still_rising(runs: Sequence[RecordedRun]) -> bool:
@@ -192,6 +185,50 @@ def over_starts(
     gaps = [[each[arm][seed] - each[base][seed] for seed in seeds] for each in found]
     means = [mean(gaps_R) for gaps_R in zip(*gaps, strict=True)]
     return [_difference(arm, base, gaps_S) for gaps_S in (*gaps, means)] if len(seeds) > 1 else []
+
+
+def blind_share(runs: Sequence[RecordedRun], arm: str = "gtpo", steps: int = 20) -> float:
+    """Share of an arm's credit that comes from groups in which nothing is right, early in training; mean of runs."""
+    return mean([mean(run.series("advantage/hopeless_share")[:steps]) for run in by_arm(runs)[arm]])
+
+
+def in_starts(study: Study, start: str, arms: Sequence[str] = ()) -> dict[str, list[RecordedRun]]:
+    """The three regimes whose names end in ``start``, e.g. "_5"; of ``arms`` alone the seeds that all of them have."""
+    found = {name: list(runs) for name, runs in study.items() if name.endswith(start)}
+    if not arms:
+        return found
+    for name, runs in found.items():
+        mine = [by_arm(runs).get(arm, []) for arm in arms]
+        common = set.intersection(*({run.seed for run in each} for each in mine))
+        found[name] = [run for each in mine for run in each if run.seed in common]
+    return found
+
+
+class Asked(NamedTuple):
+    """An arm minus another in the regimes of a start."""
+
+    start: str  #: as in `in_starts`
+    by_regime: dict[str, Difference]
+    mean: Difference  #: of these; its p-value is corrected for all that were asked with it
+    blind: float  #: `blind_share` of the arm there
+
+
+def asked(study: Study, pairs: Sequence[tuple[str, str]], *starts: str, elsewhere: Study | None = None) -> list[Asked]:
+    """Each pair's first arm minus its second in each start, area; `report.QUESTIONS` are to be asked.
+
+    A pair that ``study`` lacks in a regime of a start is taken from ``elsewhere`` (runs of another CPU model), and left
+    out where that lacks it too. p-values are corrected for all the means together.
+    """
+    found = []
+    for start in starts:
+        for arm, base in pairs:
+            for regimes in (in_starts(study, start), in_starts(elsewhere or {}, start)):
+                if gaps := over_starts(regimes.values(), arm, base):
+                    blind = mean([blind_share(runs, arm) for runs in regimes.values()])
+                    found.append(Asked(start, dict(zip(regimes, gaps, strict=False)), gaps[-1], blind))
+                    break
+    means = corrected([one.mean for one in found])
+    return [one._replace(mean=mean) for one, mean in zip(found, means, strict=True)]
 
 
 def points(interval: Interval) -> str:

@@ -20,11 +20,10 @@ from PIL import Image
 from ..train.config import results_folder
 from ..train.metrics import mean
 from ..train.record import RecordedRun
-from .compare import Difference, by_arm, over_starts, span
+from .compare import Difference, Study, by_arm, in_starts, over_starts, span
 from .report import (
     ROOT,
     RUNS,
-    in_starts,
     load_meters,
     load_study,
     nearer,
@@ -128,7 +127,7 @@ def plot_learning_curves(runs: Sequence[RecordedRun], title: str, note: str = ""
     return figure
 
 
-def plot_panels(panels: Mapping[str, Sequence[RecordedRun]], title: str, window: int = 10) -> Figure:
+def plot_panels(panels: Study, title: str, window: int = 10) -> Figure:
     """Learning curves of the arms of some runs, a panel for each set of runs, under its name."""
     size = (3.6 * len(panels), 3.8)
     figure, found = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False, layout="constrained")
@@ -235,10 +234,7 @@ def plot_meters(meters: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 
 def plot_nearer(
-    meters: Mapping[str, Mapping[str, Any]],
-    arms: Sequence[str],
-    base: str = "gtpo",
-    study: Mapping[str, Sequence[RecordedRun]] | None = None,
+    meters: Mapping[str, Mapping[str, Any]], arms: Sequence[str], base: str = "gtpo", study: Study | None = None
 ) -> Figure:
     """How much nearer to the true worth of turns an arm's praise lies than the base's: a dot a start, bar: mean.
 
@@ -270,7 +266,7 @@ def plot_nearer(
 _VERDICTS = {"reproduced": "#009E73", "a smaller gain": "#009E73", "the opposite": "#D55E00"}  # others: grey
 
 
-def plot_study(study: Mapping[str, Sequence[RecordedRun]]) -> Figure:
+def plot_study(study: Study) -> Figure:
     """GTPO minus GRPO in every regime of `load_study`, marked by what it says of the claim, and pooled."""
     found = over_regimes(study)
     figure, axes = plt.subplots(figsize=(8, 1.6 + 0.36 * len(found)), layout="constrained")
@@ -294,7 +290,7 @@ def plot_study(study: Mapping[str, Sequence[RecordedRun]]) -> Figure:
     return figure
 
 
-def plot_hopeless(study: Mapping[str, Sequence[RecordedRun]], early: int = 20) -> Figure:
+def plot_hopeless(study: Study, early: int = 20) -> Figure:
     """Share of the credit that comes from groups in which nothing is right: early in training, and over all of it."""
     figure, panels = plt.subplots(1, 2, figsize=(10, 1.4 + 0.34 * len(study)), sharey=True, layout="constrained")
     for axes, (title, steps) in zip(panels, ((f"first {early} steps", early), ("all steps", None)), strict=True):
@@ -313,9 +309,7 @@ def plot_hopeless(study: Mapping[str, Sequence[RecordedRun]], early: int = 20) -
     return figure
 
 
-def plot_prediction(
-    meters: Mapping[str, Mapping[str, Mapping[str, Any]]], study: Mapping[str, Sequence[RecordedRun]]
-) -> Figure:
+def plot_prediction(meters: Mapping[str, Mapping[str, Mapping[str, Any]]], study: Study) -> Figure:
     """Does the meter predict learning? A panel for each time it was read ("at the start"), a dot an arm and regime."""
     size = (4.6 * len(meters) + 1.5, 4.6)
     figure, panels = plt.subplots(1, len(meters), figsize=size, sharey=True, squeeze=False, layout="constrained")
@@ -355,7 +349,7 @@ def plot_prediction(
 def save_figure(
     figure: Figure,
     name: str,
-    runs: Sequence[RecordedRun] | Mapping[str, Sequence[RecordedRun]] = (),
+    runs: Sequence[RecordedRun] | Study = (),
     folder: str | Path | None = None,
 ) -> Path:
     """Write ``name``.svg, .png (its path comes back) and .json, where the data came from; byte for byte the same."""

@@ -20,15 +20,19 @@ from ..tasks.starts import REGIMES
 from ..train.metrics import mean
 from ..train.record import RecordedRun, load_runs
 from .compare import (
+    Asked,
     Difference,
+    Study,
     accuracies,
     area,
+    asked,
+    blind_share,
     by_arm,
     collapsed,
     corrected,
-    curve_ends,
     differences,
     held_out,
+    in_starts,
     over_starts,
     percent,
     plateau,
@@ -42,17 +46,20 @@ from .stats import Interval, Pooled, random_effects
 LADDER = ("grpo", "grpo_accuracy", "+turn_rewards", "+returns", "gtpo")
 _LESS_HOPELESS = ("normalize_batch", "normalize_centred", "spare_hopeless")
 _READINGS = ("normalize_batch", "normalize_centred", "normalize_turn", "normalize_first")
+_VARIANTS = ("spare_hopeless", "no_penalty", "potential", "+progress")
 _PARTS = [("+turn_rewards", "grpo_accuracy"), ("gtpo", "grpo"), ("+returns", "+turn_rewards"), ("gtpo", "+returns")]
 #: Questions of docs/protocol.md, as `asked` takes them: which arm minus which other, and in which starts.
 QUESTIONS: dict[str, tuple[Any, ...]] = {
     "c": ([(new, old) for old, new in pairwise(LADDER)], "_20"),  # each step of the ladder
     "d": ([(arm, "gtpo") for arm in _READINGS], "_20", "_5"),  # the set that is normalised over
+    "e": ([(arm, "gtpo") for arm in _VARIANTS], "_20", "_5"),  # variants of ours
     "f": (list(product(_LESS_HOPELESS, ("gtpo", "grpo"))), "_5"),  # is it groups with nothing right?
     "g": (list(product(LATER, ("gtpo", "grpo"))), "_20"),  # estimators of other papers
     "i": (_PARTS, "rare_clean", "wasted", "near_misses"),  # each part of GTPO where it claims to help
     "j": ([("gtpo", "grpo"), ("normalize_centred", "grpo"), ("normalize_centred", "gtpo")], "smollm2"),  # a real model
 }
-STUDIES = ("study", "parts")  # folders of runs: the nine regimes, and where one part of GTPO claims to help
+#: Folders of runs: nine regimes, starts where one part of GTPO claims to help, and (d) and (e) on a second CPU model.
+STUDIES = ("study", "parts", "variants")
 TOO_FEW = "Fewer than two seeds so far: nothing can be said of the arms' differences."  # where `asked` finds nothing
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = ROOT / "data" / "runs"
@@ -87,10 +94,7 @@ def load_study(folder: Path = RUNS, which: str = "study") -> dict[str, list[Reco
 
 
 def over_regimes(
-    study: Mapping[str, Sequence[RecordedRun]],
-    kind: str | Callable[[RecordedRun], float] = area,
-    arm: str = "gtpo",
-    base: str = "grpo",
+    study: Study, kind: str | Callable[[RecordedRun], float] = area, arm: str = "gtpo", base: str = "grpo"
 ) -> dict[str, Difference]:
     """An arm minus another in every regime of the study, p-values corrected over the regimes."""
     gaps = [differences(runs, [arm], base, kind)[0] for runs in study.values()]
@@ -122,7 +126,7 @@ def pooled(found: Mapping[str, Difference]) -> Pooled:
     return random_effects([d.over_seeds.estimate for d in found.values()], [d.error or least for d in found.values()])
 
 
-def study_table(study: Mapping[str, Sequence[RecordedRun]]) -> str:
+def study_table(study: Study) -> str:
     """Markdown: in every regime the area under both curves, and what GTPO adds to it, to the plateau and to speed."""
     rows, ends = [], over_regimes(study, held_out)
     for name, d in over_regimes(study).items():
@@ -139,7 +143,7 @@ def study_table(study: Mapping[str, Sequence[RecordedRun]]) -> str:
     return markdown_table(f"{columns} | steps to 90 % of GRPO's plateau | held out at the end, % | minus, points", rows)
 
 
-def headline(study: Mapping[str, Sequence[RecordedRun]]) -> str:
+def headline(study: Study, variants: Study | None = None) -> str:
     """In a few words: GTPO minus GRPO pooled over the regimes, what it says of the claim, and why it is lowest."""
     found = over_regimes(study)
     over = pooled(found).over_studies
@@ -154,12 +158,12 @@ def headline(study: Mapping[str, Sequence[RecordedRun]]) -> str:
         least, most = (100 * end(map(blind_share, weak)) for end in (min, max))
         text += f" It is lowest from the starts of 5 % right: {least:.0f} to {most:.0f} % of its early credit "
         text += "comes from groups in which nothing is right, where GRPO is silent."
-    if "`" in (told := shown_readings(study)):
+    if "`" in (told := shown_readings(study, variants)):
         text += f" It depends on what is normalised over: minus GTPO's own reading, {told}."
     return text
 
 
-def study_sentence(study: Mapping[str, Sequence[RecordedRun]]) -> str:
+def study_sentence(study: Study) -> str:
     """What the headline leaves out: the regimes by name, what is excluded, and what becomes of the weak starts."""
     found = over_regimes(study)
     said = [
@@ -176,52 +180,13 @@ def study_sentence(study: Mapping[str, Sequence[RecordedRun]]) -> str:
     return text
 
 
-def shown_readings(study: Mapping[str, Sequence[RecordedRun]]) -> str:
+def shown_readings(study: Study, variants: Study | None = None) -> str:
     """Which other sets to normalise over are shown to differ from GTPO's own (question (d)), or that none is."""
     told: dict[str, list[str]] = {}  # by start
-    for one in asked(study, *QUESTIONS["d"]):
+    for one in asked(study, *QUESTIONS["d"], elsewhere=variants):
         if one.mean.p_holm < 0.05:
             told.setdefault(one.start[1:], []).append(f"`{one.mean.arm}` {points(one.mean.over_seeds)}")
     return "; ".join(f"from {start} % {', '.join(arms)}" for start, arms in told.items()) or "none is shown to differ"
-
-
-def in_starts(
-    study: Mapping[str, Sequence[RecordedRun]], start: str, arms: Sequence[str] = ()
-) -> dict[str, list[RecordedRun]]:
-    """The three regimes whose names end in ``start``, e.g. "_5"; of ``arms`` alone the seeds that all of them have."""
-    found = {name: list(runs) for name, runs in study.items() if name.endswith(start)}
-    if not arms:
-        return found
-    for name, runs in found.items():
-        mine = [by_arm(runs).get(arm, []) for arm in arms]
-        common = set.intersection(*({run.seed for run in each} for each in mine))
-        found[name] = [run for each in mine for run in each if run.seed in common]
-    return found
-
-
-class Asked(NamedTuple):
-    """An arm minus another in the regimes of a start."""
-
-    start: str  #: as in `in_starts`
-    by_regime: dict[str, Difference]
-    mean: Difference  #: of these; its p-value is corrected for all that were asked with it
-    blind: float  #: `blind_share` of the arm there
-
-
-def asked(study: Mapping[str, Sequence[RecordedRun]], pairs: Sequence[tuple[str, str]], *starts: str) -> list[Asked]:
-    """Each pair's first arm minus its second in each start, area; `QUESTIONS` are to be asked.
-
-    Pairs that are not in all regimes of a start are left out; p-values are corrected for all the means together.
-    """
-    found = []
-    for start in starts:
-        regimes = in_starts(study, start)
-        for arm, base in pairs:
-            if gaps := over_starts(regimes.values(), arm, base):
-                blind = mean([blind_share(runs, arm) for runs in regimes.values()])
-                found.append(Asked(start, dict(zip(regimes, gaps, strict=False)), gaps[-1], blind))
-    means = corrected([one.mean for one in found])
-    return [one._replace(mean=mean) for one, mean in zip(found, means, strict=True)]
 
 
 def asked_tables(found: Sequence[Asked], meters: Mapping[str, Mapping[str, Any]] | None = None) -> str:
@@ -262,11 +227,6 @@ def supported_table(runs: Sequence[RecordedRun]) -> str:
     return markdown_table(f"{columns} | minus the base's, points | detectable | p (Holm)", rows)
 
 
-def blind_share(runs: Sequence[RecordedRun], arm: str = "gtpo", steps: int = 20) -> float:
-    """Share of an arm's credit that comes from groups in which nothing is right, early in training; mean of runs."""
-    return mean([mean(run.series("advantage/hopeless_share")[:steps]) for run in by_arm(runs)[arm]])
-
-
 def load_meters(folder: str | Path = RUNS / "meter", after: int = 0) -> dict[str, dict[str, Any]]:
     """The records of `gtpo-mini meter` in a folder, ``after`` steps of GRPO, by regime, in the order of `REGIMES`."""
     paths = {name: Path(folder, f"{name}-after{after}.json" if after else f"{name}.json") for name in REGIMES}
@@ -305,7 +265,7 @@ def observation_table(folder: Path = RUNS) -> str:
     return markdown_table(columns, rows)
 
 
-def ladder_table(study: Mapping[str, Sequence[RecordedRun]]) -> str:
+def ladder_table(study: Study) -> str:
     """Markdown, for the README: from GRPO to GTPO, means over the three 20 % starts, as far as they have the arms."""
     rows, starts, kinds = [], in_starts(study, "_20").values(), (area, held_out)
     for arm in LADDER:
@@ -318,12 +278,21 @@ def ladder_table(study: Mapping[str, Sequence[RecordedRun]]) -> str:
     return markdown_table(columns, rows)
 
 
-def broken_runs(study: Mapping[str, Sequence[RecordedRun]]) -> list[str]:
+def broken_runs(study: Study) -> list[str]:
     """Runs that broke down, by the protocol's rule: "gtpo in facts_5: 1 of 10"."""
     counted = {
         (arm, name): sum(map(collapsed, mine)) for name, runs in study.items() for arm, mine in by_arm(runs).items()
     }
     return [f"`{arm}` in {name}: {n} of {len(by_arm(study[name])[arm])}" for (arm, name), n in counted.items() if n]
+
+
+def curve_table(runs: Sequence[RecordedRun], steps: int = 10) -> str:
+    """Markdown: each arm's accuracy in its first steps, in its last ones, and in all; means of its seeds."""
+    rows, parts = [], (slice(steps), slice(-steps, None), slice(None))
+    for arm, mine in by_arm(runs).items():
+        levels = [mean([mean(run.series("reward/outcome")[part]) for run in mine]) for part in parts]
+        rows.append([f"`{arm}`", len(mine), *(f"{100 * level:.1f}" for level in levels)])
+    return markdown_table(f"arm | seeds | first {steps} steps, % | last {steps} steps, % | all (area), %", rows)
 
 
 class Dot(NamedTuple):
@@ -336,7 +305,7 @@ class Dot(NamedTuple):
     error: float  #: standard error of the gain
 
 
-def prediction(meters: Mapping[str, Mapping[str, Any]], study: Mapping[str, Sequence[RecordedRun]]) -> list[Dot]:
+def prediction(meters: Mapping[str, Mapping[str, Any]], study: Study) -> list[Dot]:
     """What the meter said of an arm before training, and what training brought; of regimes that have both."""
     dots = []
     for regime, runs in study.items():
@@ -363,7 +332,7 @@ def rank_correlation(dots: Sequence[Dot], draws: int = 2000) -> Interval:
     return Interval(spearman(dots), float(low), float(high))
 
 
-def prediction_sentence(study: Mapping[str, Sequence[RecordedRun]], folder: Path = RUNS) -> str:
+def prediction_sentence(study: Study, folder: Path = RUNS) -> str:
     """How far the meter ranks what was learned: read before training, and after some steps of GRPO."""
     told = []
     for after, when in ((0, "before training"), (20, "after 20 steps of GRPO"), (60, "after 60 steps")):
@@ -380,9 +349,9 @@ def prediction_sentence(study: Mapping[str, Sequence[RecordedRun]], folder: Path
 def results_text(folder: Path = RUNS) -> str:
     """``docs/results.md``, from the recorded runs alone; its template calls the functions of this module."""
     template = (ROOT / "gtpo_mini" / "assets" / "results.md").read_text(encoding="utf-8")
-    runs = {"study": load_study(folder), "parts": load_study(folder, "parts"), "real": load_runs(folder / "smollm2")}
-    known = globals() | runs | {"folder": folder, "curve_ends": curve_ends}
-    return Template(template, undefined=StrictUndefined, keep_trailing_newline=True).render(known)
+    runs = {name: load_study(folder, name) for name in STUDIES} | {"real": load_runs(folder / "smollm2")}
+    text = Template(template, undefined=StrictUndefined, keep_trailing_newline=True)
+    return text.render(globals() | runs | {"folder": folder})
 
 
 def write_report(root: Path = ROOT, folder: Path = RUNS) -> Path:
@@ -391,9 +360,9 @@ def write_report(root: Path = ROOT, folder: Path = RUNS) -> Path:
     text = readme.read_text(encoding="utf-8")
     if BEGIN not in text or END not in text:
         raise ValueError(f"{readme.name}: lacks the marks {BEGIN} and {END}, between which the results go")
-    study = load_study(folder)
+    study, variants = load_study(folder), load_study(folder, "variants")
     before, after = text.partition(BEGIN)[0], text.partition(END)[2]
-    readme.write_text(f"{before}{BEGIN}\n{headline(study)}\n\n{ladder_table(study)}\n{END}{after}", encoding="utf-8")
+    readme.write_text(f"{before}{BEGIN}\n{headline(study, variants)}\n\n{ladder_table(study)}\n{END}{after}", "utf-8")
     results.parent.mkdir(exist_ok=True)
     results.write_text(results_text(folder), encoding="utf-8")
     return results
