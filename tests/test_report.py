@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
+import re
 import runpy
+import shlex
 from dataclasses import replace
+from pathlib import Path
 from statistics import fmean, pstdev, stdev
 
 import pytest
@@ -14,7 +18,8 @@ from matplotlib import pyplot as plt
 from scipy.stats import t as student
 from scipy.stats import ttest_1samp
 
-from gtpo_mini import Trainer, load_policy, load_task
+from gtpo_mini import Sandbox, Trainer, load_policy, load_task
+from gtpo_mini.cli import main
 from gtpo_mini.experiments import plots, report
 from gtpo_mini.experiments.coldstart import regime_policy
 from gtpo_mini.experiments.compare import (
@@ -398,12 +403,30 @@ def test_the_picture_of_the_method_holds_what_credit_gives():
     ],
 )
 def test_two_steps_of_a_recorded_run_are_made_again(folder, regime, arm, sandbox):
-    """To all digits that are kept where CPU and versions are the record's; elsewhere a sampled token may differ."""
     runs = report.load_runs(report.RUNS / folder)
     run = next(run for run in runs if run.arm == arm and run.header["regime"] == regime)
+    make_two_steps_again(run, regime_policy(regime), REGIMES[regime].family, sandbox)
+
+
+@pytest.mark.slow
+def test_two_steps_of_the_real_model_are_made_again(tmp_path, monkeypatch, sandbox):
+    """With its start, by the protocol's own commands: a quarter of an hour or more on one core."""
+    if not (model := os.environ.get("GTPO_REAL_MODEL")):
+        pytest.skip("set GTPO_REAL_MODEL to the folder that python tests/get_smollm2.py made")
+    model = str(Path(model).resolve())
+    monkeypatch.chdir(tmp_path)
+    protocol = (report.ROOT / "docs" / "protocol.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    commands = re.findall(r"gtpo-mini (imitate --model .* --output \w+)\n", protocol)
+    assert [main(shlex.split(command.replace("SMOLLM2", model))) for command in commands] == [0, 0]
+    run = next(run for run in report.load_runs(report.RUNS / "smollm2") if run.arm == "gtpo")
+    make_two_steps_again(run, "start/policy", run.header["task"], sandbox)
+
+
+def make_two_steps_again(run: RecordedRun, start: str | Path, task: str, sandbox: Sandbox) -> None:
+    """To all digits that are kept where CPU and versions are the record's; elsewhere a sampled token may differ."""
     config = replace(TrainConfig.from_record(run.header["config"]), steps=2)
-    policy = load_policy(regime_policy(regime), device="cpu", seed=run.seed)
-    again = Trainer(policy, load_task(REGIMES[regime].family), config, sandbox=sandbox).train()
+    policy = load_policy(start, device="cpu", seed=run.seed)
+    again = Trainer(policy, load_task(task), config, sandbox=sandbox).train()
     header = run_header(config, "", "", "cpu")
     same = all(run.header[key] == header[key] for key in ("device", "versions"))
     for made, recorded in zip(again, run.steps[:2], strict=True):
