@@ -18,7 +18,7 @@ from matplotlib import pyplot as plt
 from scipy.stats import t as student
 from scipy.stats import ttest_1samp
 
-from gtpo_mini import Sandbox, Trainer, load_policy, load_task
+from gtpo_mini import Sandbox, Task, Trainer, load_policy, load_task
 from gtpo_mini.cli import main
 from gtpo_mini.experiments import plots, report
 from gtpo_mini.experiments.coldstart import regime_policy
@@ -405,7 +405,8 @@ def test_the_picture_of_the_method_holds_what_credit_gives():
 def test_two_steps_of_a_recorded_run_are_made_again(folder, regime, arm, sandbox):
     runs = report.load_runs(report.RUNS / folder)
     run = next(run for run in runs if run.arm == arm and run.header["regime"] == regime)
-    make_two_steps_again(run, regime_policy(regime), REGIMES[regime].family, sandbox)
+    task = load_task(REGIMES[regime].family, **REGIMES[regime].task)
+    make_two_steps_again(run, regime_policy(regime), task, sandbox)
 
 
 @pytest.mark.slow
@@ -419,14 +420,14 @@ def test_two_steps_of_the_real_model_are_made_again(tmp_path, monkeypatch, sandb
     commands = re.findall(r"gtpo-mini (imitate --model .* --output \w+)\n", protocol)
     assert [main(shlex.split(command.replace("SMOLLM2", model))) for command in commands] == [0, 0]
     run = next(run for run in report.load_runs(report.RUNS / "smollm2") if run.arm == "gtpo")
-    make_two_steps_again(run, "start/policy", run.header["task"], sandbox)
+    make_two_steps_again(run, "start/policy", load_task(run.header["task"]), sandbox)
 
 
-def make_two_steps_again(run: RecordedRun, start: str | Path, task: str, sandbox: Sandbox) -> None:
+def make_two_steps_again(run: RecordedRun, start: str | Path, task: Task, sandbox: Sandbox) -> None:
     """To all digits that are kept where CPU and versions are the record's; elsewhere a sampled token may differ."""
     config = replace(TrainConfig.from_record(run.header["config"]), steps=2)
     policy = load_policy(start, device="cpu", seed=run.seed)
-    again = Trainer(policy, load_task(task), config, sandbox=sandbox).train()
+    again = Trainer(policy, task, config, sandbox=sandbox).train()
     header = run_header(config, "", "", "cpu")
     same = all(run.header[key] == header[key] for key in ("device", "versions"))
     for made, recorded in zip(again, run.steps[:2], strict=True):
