@@ -14,7 +14,7 @@ import numpy as np
 from jinja2 import StrictUndefined, Template
 from scipy.stats import rankdata
 
-from ..credit.arms import ARMS
+from ..credit.arms import ARMS, VARIANTS
 from ..credit.later import LATER
 from ..tasks.starts import REGIMES
 from ..train.metrics import mean
@@ -46,13 +46,13 @@ from .stats import Interval, Pooled, random_effects
 LADDER = ("grpo", "grpo_accuracy", "+turn_rewards", "+returns", "gtpo")
 _LESS_HOPELESS = ("normalize_batch", "normalize_centred", "spare_hopeless")
 _READINGS = ("normalize_batch", "normalize_centred", "normalize_turn", "normalize_first")
-_VARIANTS = ("spare_hopeless", "no_penalty", "potential", "+progress")
+_OURS = tuple(arm for arm in VARIANTS if arm not in _READINGS)
 _PARTS = [("+turn_rewards", "grpo_accuracy"), ("gtpo", "grpo"), ("+returns", "+turn_rewards"), ("gtpo", "+returns")]
 #: Questions of docs/protocol.md, as `asked` takes them: which arm minus which other, and in which starts.
 QUESTIONS: dict[str, tuple[Any, ...]] = {
     "c": ([(new, old) for old, new in pairwise(LADDER)], "_20"),  # each step of the ladder
     "d": ([(arm, "gtpo") for arm in _READINGS], "_20", "_5"),  # the set that is normalised over
-    "e": ([(arm, "gtpo") for arm in _VARIANTS], "_20", "_5"),  # variants of ours
+    "e": ([(arm, "gtpo") for arm in _OURS], "_20", "_5"),  # variants of ours
     "f": (list(product(_LESS_HOPELESS, ("gtpo", "grpo"))), "_5"),  # is it groups with nothing right?
     "g": (list(product(LATER, ("gtpo", "grpo"))), "_20"),  # estimators of other papers
     "i": (_PARTS, "rare_clean", "wasted", "near_misses"),  # each part of GTPO where it claims to help
