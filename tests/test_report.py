@@ -398,6 +398,7 @@ def test_the_picture_of_the_method_holds_what_credit_gives():
         ("rates_later", "programs_20", "gigpo"),
         ("rates_cause", "programs_20", "normalize_centred"),
         ("rates_readings", "facts_20", "normalize_turn"),
+        ("rates_variants", "facts_20", "+progress"),
         pytest.param("parts/facts_rare_clean.jsonl.xz", "facts_rare_clean", "gtpo", marks=pytest.mark.slow),
         pytest.param("variants/facts_5.jsonl.xz", "facts_5", "normalize_first", marks=pytest.mark.slow),
         pytest.param("supported", "facts_guess", "gtpo_supported", marks=pytest.mark.slow),
