@@ -173,10 +173,10 @@ def test_the_recorded_set_is_as_large_as_the_readme_says():
 def test_every_recorded_step_learned_from_what_was_sampled():
     """In float32 the sampler and the update agree to rounding; where they do not, a prompt or a cache is wrong."""
     found = report.load_runs(report.RUNS)
-    for real, most in ((False, 2e-6), (True, 1e-5)):  # a real model has 30 layers
+    for real, least, most in ((False, 5000, 2e-6), (True, 300, 1e-5)):  # a real model has 30 layers
         mine = [run for run in found if run.header["task"].startswith("reasoning_gym") == real]
         gaps = [gap for run in mine for gap in run.series("loss/sampler_mismatch")]
-        assert len(gaps) > 50 and max(gaps) < most
+        assert len(gaps) > least and max(gaps) < most
 
 
 @pytest.fixture

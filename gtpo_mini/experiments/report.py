@@ -60,7 +60,6 @@ QUESTIONS: dict[str, tuple[Any, ...]] = {
 }
 #: Folders of runs: nine regimes, starts where one part of GTPO claims to help, and (d) and (e) on a second CPU model.
 STUDIES = ("study", "parts", "variants")
-TOO_FEW = "Fewer than two seeds so far: nothing can be said of the arms' differences."  # where `asked` finds nothing
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = ROOT / "data" / "runs"
 BEGIN, END = "<!-- made by: gtpo-mini report -->", "<!-- end of what is made -->"
